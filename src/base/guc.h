@@ -1,0 +1,22 @@
+/*-------------------------------------------------------------------------
+ *
+ * guc.h
+ *	  The extension's settings; otp.c defines and documents them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OTP_GUC_H
+#define OTP_GUC_H
+
+extern char *otp_workspace;		/* acting workspace of a session */
+extern bool otp_delivery;		/* off: this server sends nothing */
+extern char *otp_key_file;
+extern char *otp_https_proxy;
+extern char *otp_ca_file;
+extern bool otp_allow_insecure_http;
+extern bool otp_allow_private_addresses;
+extern int	otp_max_databases;
+extern int	otp_max_in_flight;
+extern int	otp_ledger_size;
+
+#endif							/* OTP_GUC_H */

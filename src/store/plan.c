@@ -1,0 +1,92 @@
+/*-------------------------------------------------------------------------
+ *
+ * plan.c
+ *	  Prepared statements of the store.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+#include "base/compat.h"
+
+#include "access/xact.h"
+#include "lib/stringinfo.h"
+#include "utils/snapmgr.h"
+
+#include "store/plan.h"
+
+/* Prepare and keep */
+SPIPlanPtr
+plan_keep(SPIPlanPtr *slot, const char *sql, int nargs, const Oid *argtypes)
+{
+	SPIPlanPtr	plan;
+
+	if (*slot != NULL)
+		return *slot;
+
+	/* Generic from the first run: all of them are look-ups by key */
+	plan = SPI_prepare_cursor(sql, nargs, (Oid *) argtypes, CURSOR_OPT_GENERIC_PLAN);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare_cursor returned %s", SPI_result_code_string(SPI_result));
+	if (SPI_keepplan(plan) != 0)
+		elog(ERROR, "SPI_keepplan did not keep a plan");
+	*slot = plan;
+	return plan;
+}
+
+/* Prepare for one leaf */
+SPIPlanPtr
+plan_keep_leaf(SPIPlanPtr *plans, int leaf, const char *sql, int nargs, const Oid *argtypes)
+{
+	StringInfoData text;
+	const char *rest = sql;
+	const char *mark;
+
+	if (leaf < 0 || leaf >= ULID_SLOTS)
+		elog(ERROR, "no leaf %d in the ring", leaf);
+	if (plans[leaf] != NULL)
+		return plans[leaf];
+
+	initStringInfo(&text);
+	while ((mark = strstr(rest, "%02d")) != NULL)
+	{
+		appendBinaryStringInfo(&text, rest, mark - rest);
+		appendStringInfo(&text, "%02d", leaf);
+		rest = mark + 4;
+	}
+	appendStringInfoString(&text, rest);
+	plan_keep(&plans[leaf], text.data, nargs, argtypes);
+	pfree(text.data);
+	return plans[leaf];
+}
+
+/* Run a kept plan */
+int
+plan_run(SPIPlanPtr plan, Datum *values, const char *nulls,
+		 Snapshot snapshot, bool read_only, long limit)
+{
+	int			rc;
+
+	if (snapshot == NULL)
+		rc = SPI_execute_plan(plan, values, nulls, read_only, limit);
+	else
+		rc = SPI_execute_snapshot(plan, values, nulls, snapshot,
+								  InvalidSnapshot, read_only, true, limit);
+	if (rc < 0)
+		elog(ERROR, "SPI returned %s", SPI_result_code_string(rc));
+	return rc;
+}
+
+/* Run under latest snapshot */
+int
+plan_run_latest(SPIPlanPtr plan, Datum *values, const char *nulls, long limit)
+{
+	Snapshot	snapshot;
+	int			rc;
+
+	/* Own earlier changes of this transaction must be seen, too */
+	CommandCounterIncrement();
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	rc = plan_run(plan, values, nulls, snapshot, false, limit);
+	UnregisterSnapshot(snapshot);
+	return rc;
+}

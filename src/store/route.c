@@ -1,0 +1,137 @@
+/*-------------------------------------------------------------------------
+ *
+ * route.c
+ *	  Which provider account carries a workspace's messages.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+#include "base/compat.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+
+#include "store/plan.h"
+#include "store/route.h"
+
+static bool changed = true;
+
+/* Take in a change */
+static void
+note_change(Datum arg, Oid relid)
+{
+	/*
+	 * Statement triggers on the tables of the configuration send an
+	 * invalidation. Other relations are changed rarely enough that we need
+	 * not tell them apart.
+	 */
+	changed = true;
+}
+
+/* Tell whether configuration may have changed */
+bool
+route_changed(void)
+{
+	static bool registered = false;
+	bool		result = changed;
+
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(note_change, (Datum) 0);
+		registered = true;
+	}
+	changed = false;
+	return result;
+}
+
+/* Copy a text out of SPI's memory; NULL is NULL */
+static char *
+column_text(int column, MemoryContext context)
+{
+	char	   *value = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
+
+	return value != NULL ? MemoryContextStrdup(context, value) : NULL;
+}
+
+/* Give an integer; NULL is 0 */
+static Datum
+column_datum(int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, isnull);
+}
+
+/* Read a workspace's route */
+bool
+route_load(int32 workspace_id, Route *route)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID};
+	Datum		values[1];
+	MemoryContext context = CurrentMemoryContext;
+	bool		isnull;
+
+	plan_keep(&plan,
+			  "SELECT w.app_name,"
+			  " CASE WHEN w.whatsapp_enabled THEN coalesce(w.whatsapp_account, 0) ELSE 0 END,"
+			  " CASE WHEN w.sms_enabled THEN coalesce(w.sms_account, 0) ELSE 0 END"
+			  " FROM otp.workspaces w WHERE w.workspace_id = $1",
+			  1, types);
+	values[0] = Int32GetDatum(workspace_id);
+	plan_run(plan, values, NULL, NULL, true, 1);
+	if (SPI_processed == 0)
+		return false;
+	route->workspace_id = workspace_id;
+	route->app_name = column_text(1, context);
+	route->whatsapp_account = DatumGetInt32(column_datum(2, &isnull));
+	route->sms_account = DatumGetInt32(column_datum(3, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return true;
+}
+
+/* Read an account */
+bool
+route_load_account(int32 account_id, int64 known_version,
+				   RouteAccount *account, bool *account_changed)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID, INT8OID};
+	Datum		values[2];
+	MemoryContext context = CurrentMemoryContext;
+	Datum		secrets;
+	bool		isnull;
+
+	plan_keep(&plan,
+			  "SELECT a.version, a.name, a.provider, a.settings::text, a.secrets, a.key_id, a.version <> $2"
+			  " FROM otp.provider_accounts a WHERE a.account_id = $1",
+			  2, types);
+	values[0] = Int32GetDatum(account_id);
+	values[1] = Int64GetDatum(known_version);
+	plan_run(plan, values, NULL, NULL, true, 1);
+	if (SPI_processed == 0)
+		return false;
+
+	*account_changed = DatumGetBool(column_datum(7, &isnull));
+	if (*account_changed)
+	{
+		account->account_id = account_id;
+		account->version = DatumGetInt64(column_datum(1, &isnull));
+		account->name = column_text(2, context);
+		account->provider = column_text(3, context);
+		account->settings = column_text(4, context);
+		secrets = column_datum(5, &isnull);
+		account->secrets = NULL;
+		if (!isnull)
+		{
+			MemoryContext old = MemoryContextSwitchTo(context);
+
+			account->secrets = DatumGetByteaPCopy(secrets);
+			MemoryContextSwitchTo(old);
+		}
+		account->key_id = DatumGetInt32(column_datum(6, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return true;
+}

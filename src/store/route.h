@@ -1,0 +1,48 @@
+/*-------------------------------------------------------------------------
+ *
+ * route.h
+ *	  Which provider account carries a workspace's messages.
+ *
+ * All functions need a transaction, SPI_connect, the owner's scope and an
+ * active snapshot, unless they say otherwise.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OTP_ROUTE_H
+#define OTP_ROUTE_H
+
+/* What the sender needs of a row of otp.workspaces */
+typedef struct Route
+{
+	int32		workspace_id;
+	int32		whatsapp_account;	/* 0: none, or the module is off */
+	int32		sms_account;
+	char	   *app_name;
+} Route;
+
+/* Read a workspace's; false when it is gone. Strings in the current context. */
+extern bool route_load(int32 workspace_id, Route *route);
+
+/* A row of otp.provider_accounts; strings in the current context */
+typedef struct RouteAccount
+{
+	int32		account_id;
+	int64		version;
+	char	   *name;
+	char	   *provider;
+	char	   *settings;		/* JSON */
+	bytea	   *secrets;		/* sealed; NULL: none */
+	int			key_id;
+} RouteAccount;
+
+/* Read an account, unless it is still of this version; false when it is gone. */
+extern bool route_load_account(int32 account_id, int64 known_version,
+							   RouteAccount *account, bool *changed);
+
+/*
+ * May the configuration have changed since the last call? Needs nothing, but
+ * a transaction must have begun since the change.
+ */
+extern bool route_changed(void);
+
+#endif							/* OTP_ROUTE_H */

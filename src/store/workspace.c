@@ -1,0 +1,422 @@
+/*-------------------------------------------------------------------------
+ *
+ * workspace.c
+ *	  Workspaces, their policy, and who may act for them.
+ *
+ * Policy changes rarely and is needed at every send, so a session keeps what
+ * it has read. Statement triggers on the tables of the configuration send a
+ * relcache invalidation, which every session has taken in before its next
+ * statement: an UPDATE of a policy holds from its commit on, everywhere.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+#include "base/compat.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "base/guc.h"
+#include "base/owner.h"
+#include "store/plan.h"
+#include "store/workspace.h"
+
+typedef struct TemplateEntry
+{
+	int32		workspace_id;
+	char	   *name;
+	char	   *language;
+	TemplateState state;
+} TemplateEntry;
+
+/* What this session has read; all of it lives in cache_context */
+static MemoryContext cache_context = NULL;
+static bool cache_stale = true;
+static List *workspaces = NIL;	/* Workspace */
+static List *templates = NIL;	/* TemplateEntry */
+static Oid	granted_caller = InvalidOid;
+static Datum granted_ids;
+static int	granted_count;
+
+/* Take in a change of the configuration */
+static void
+note_relation_change(Datum arg, Oid relid)
+{
+	/*
+	 * Any relation will do: telling ours apart would need their OIDs, and
+	 * other relations change their definitions rarely enough.
+	 */
+	cache_stale = true;
+}
+
+/* Take in a change of memberships or roles */
+static void
+note_role_change(Datum arg, int cacheid, uint32 hashvalue)
+{
+	cache_stale = true;
+}
+
+/* Start from nothing after a change */
+static void
+refresh_cache(void)
+{
+	static bool callbacks_registered = false;
+
+	if (!callbacks_registered)
+	{
+		CacheRegisterRelcacheCallback(note_relation_change, (Datum) 0);
+		CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, note_role_change, (Datum) 0);
+		CacheRegisterSyscacheCallback(AUTHOID, note_role_change, (Datum) 0);
+		callbacks_registered = true;
+	}
+	if (!cache_stale)
+		return;
+
+	if (cache_context == NULL)
+		cache_context = AllocSetContextCreate(TopMemoryContext, "otp configuration",
+											  ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(cache_context);
+	workspaces = NIL;
+	templates = NIL;
+	granted_caller = InvalidOid;
+
+	/* Before the reading, so that a change during it is not missed */
+	cache_stale = false;
+}
+
+/* Have all sessions read again */
+void
+workspace_invalidate(Oid relid)
+{
+	CacheInvalidateRelcacheByRelid(relid);
+}
+
+/* Give a text column, copied, or NULL */
+static char *
+column_text(int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
+}
+
+/* Give an integer column; NULL is 0 */
+static int64
+column_int(int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+
+	if (isnull)
+		return 0;
+	return SPI_gettypeid(SPI_tuptable->tupdesc, column) == INT8OID ? DatumGetInt64(value) : DatumGetInt32(value);
+}
+
+/* Give a boolean column */
+static bool
+column_bool(int column)
+{
+	bool		isnull;
+
+	return DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull));
+}
+
+/* Read a workspace by id or by name into the cache */
+static const Workspace *
+load_workspace(int32 workspace_id, const char *name)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[2] = {INT4OID, TEXTOID};
+	Datum		values[2];
+	char		nulls[2];
+	MemoryContext old;
+	Workspace  *w;
+	bool		isnull;
+	Datum		prefixes;
+
+	plan_keep(&plan,
+			  "SELECT w.workspace_id, w.name, w.default_template, w.default_channel, w.default_language,"
+			  " w.default_length, w.default_expires_in, w.default_fallback_sms, w.whatsapp_enabled, w.sms_enabled,"
+			  " w.whatsapp_account, w.sms_account, w.sends_per_second, w.sends_per_phone_hour, w.sends_per_phone_day,"
+			  " (extract(epoch FROM w.resend_cooldown) * 1000000)::int8, w.max_attempts, w.failures_per_phone_day,"
+			  " w.min_code_length, w.max_expires_in, w.require_context, w.allowed_prefixes,"
+			  " EXISTS (SELECT 1 FROM otp.test_numbers t WHERE t.workspace_id = w.workspace_id)"
+			  " FROM otp.workspaces w WHERE w.workspace_id = $1 OR w.name = $2",
+			  2, types);
+	values[0] = Int32GetDatum(workspace_id);
+	values[1] = name != NULL ? CStringGetTextDatum(name) : (Datum) 0;
+	nulls[0] = name != NULL ? 'n' : ' ';
+	nulls[1] = name != NULL ? ' ' : 'n';
+	plan_run_latest(plan, values, nulls, 1);
+	if (SPI_processed == 0)
+		return NULL;
+
+	old = MemoryContextSwitchTo(cache_context);
+	w = palloc0(sizeof(Workspace));
+	w->workspace_id = column_int(1);
+	w->name = MemoryContextStrdup(cache_context, column_text(2));
+	w->default_template = MemoryContextStrdup(cache_context, column_text(3));
+	w->default_channel = MemoryContextStrdup(cache_context, column_text(4));
+	w->default_language = MemoryContextStrdup(cache_context, column_text(5));
+	w->default_length = column_int(6);
+	w->default_expires_in = column_int(7);
+	w->default_fallback_sms = column_bool(8);
+	w->whatsapp_enabled = column_bool(9);
+	w->sms_enabled = column_bool(10);
+	w->whatsapp_account = column_int(11);
+	w->sms_account = column_int(12);
+	w->sends_per_second = column_int(13);
+	w->sends_per_phone_hour = column_int(14);
+	w->sends_per_phone_day = column_int(15);
+	w->resend_cooldown = column_int(16);
+	w->max_attempts = column_int(17);
+	w->failures_per_phone_day = column_int(18);
+	w->min_code_length = column_int(19);
+	w->max_expires_in = column_int(20);
+	w->require_context = column_bool(21);
+	w->allowed_prefix_count = -1;
+	prefixes = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 22, &isnull);
+	if (!isnull)
+	{
+		Datum	   *elements;
+		bool	   *element_nulls;
+		int			n;
+
+		deconstruct_array(DatumGetArrayTypeP(prefixes), TEXTOID, -1, false, TYPALIGN_INT,
+						  &elements, &element_nulls, &n);
+		w->allowed_prefix_count = 0;
+		w->allowed_prefixes = palloc(sizeof(char *) * Max(n, 1));
+		for (int i = 0; i < n; i++)
+			if (!element_nulls[i])
+				w->allowed_prefixes[w->allowed_prefix_count++] = TextDatumGetCString(elements[i]);
+	}
+	w->has_test_numbers = column_bool(23);
+	workspaces = lcons(w, workspaces);
+	MemoryContextSwitchTo(old);
+	return w;
+}
+
+/* Find a workspace by name */
+static const Workspace *
+find_workspace(const char *name)
+{
+	ListCell   *cell;
+
+	foreach(cell, workspaces)
+	{
+		const Workspace *w = lfirst(cell);
+
+		if (strcmp(w->name, name) == 0)
+			return w;
+	}
+	return load_workspace(0, name);
+}
+
+/* Find a workspace by id */
+const Workspace *
+workspace_by_id(int32 workspace_id)
+{
+	ListCell   *cell;
+
+	foreach(cell, workspaces)
+	{
+		const Workspace *w = lfirst(cell);
+
+		if (w->workspace_id == workspace_id)
+			return w;
+	}
+	return load_workspace(workspace_id, NULL);
+}
+
+/* Raise for a caller without a grant */
+static void
+refuse_caller(Oid caller, const char *workspace)
+{
+	const char *role = quote_identifier(GetUserNameFromId(caller, false));
+
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 workspace != NULL
+			 ? errmsg("permission denied for workspace \"%s\"", workspace)
+			 : errmsg("no workspace is granted to role %s", role),
+			 errhint("Let the owner of the extension run SELECT otp.grant_workspace('%s', '%s').",
+					 workspace != NULL ? workspace : "default", role),
+			 errhidestmt(true),
+			 errhidecontext(true)));
+}
+
+/* Read the workspaces granted to a caller */
+static void
+load_granted(Oid caller)
+{
+	static SPIPlanPtr all_plan = NULL;
+	static SPIPlanPtr grants_plan = NULL;
+	MemoryContext old;
+	Datum	   *ids;
+	int			n = 0;
+	bool		all = has_privs_of_role(caller, owner_id());
+
+	if (granted_caller == caller && OidIsValid(caller))
+		return;
+
+	if (all)
+	{
+		plan_keep(&all_plan, "SELECT w.workspace_id, NULL::oid FROM otp.workspaces w ORDER BY 1", 0, NULL);
+		plan_run_latest(all_plan, NULL, NULL, 0);
+	}
+	else
+	{
+		plan_keep(&grants_plan,
+				  "SELECT g.workspace_id, g.role::oid FROM otp.workspace_grants g ORDER BY 1", 0, NULL);
+		plan_run_latest(grants_plan, NULL, NULL, 0);
+	}
+
+	ids = palloc(sizeof(Datum) * Max(SPI_processed, 1));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Datum		id = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
+		Datum		role = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
+
+		if (!all && !has_privs_of_role(caller, DatumGetObjectId(role)))
+			continue;
+		if (n > 0 && ids[n - 1] == id)
+			continue;
+		ids[n++] = id;
+	}
+
+	old = MemoryContextSwitchTo(cache_context);
+	granted_ids = PointerGetDatum(construct_array(ids, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	granted_count = n;
+	granted_caller = caller;
+	MemoryContextSwitchTo(old);
+}
+
+/* Is this one of the granted ones? */
+static bool
+is_granted(int32 workspace_id)
+{
+	ArrayType  *ids = DatumGetArrayTypeP(granted_ids);
+	const int32 *values = (const int32 *) ARR_DATA_PTR(ids);
+
+	for (int i = 0; i < granted_count; i++)
+		if (values[i] == workspace_id)
+			return true;
+	return false;
+}
+
+/* Resolve the acting workspace */
+const Workspace *
+workspace_acting(Oid caller, const char *name)
+{
+	const Workspace *w;
+
+	refresh_cache();
+	load_granted(caller);
+
+	if (name == NULL && otp_workspace != NULL && otp_workspace[0] != '\0')
+		name = otp_workspace;
+
+	if (name != NULL)
+	{
+		/* One answer for a workspace that is not there and one not granted */
+		w = find_workspace(name);
+		if (w == NULL || !is_granted(w->workspace_id))
+			refuse_caller(caller, name);
+		return w;
+	}
+
+	if (granted_count == 0)
+		refuse_caller(caller, NULL);
+	if (granted_count > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("several workspaces are granted and none is chosen"),
+				 errdetail_internal("{\"code\":\"invalid_request\"}"),
+				 errhint("Name one in the argument \"workspace\" or in the setting otp.workspace."),
+				 errhidestmt(true),
+				 errhidecontext(true)));
+	w = workspace_by_id(*(const int32 *) ARR_DATA_PTR(DatumGetArrayTypeP(granted_ids)));
+	if (w == NULL)
+		refuse_caller(caller, NULL);
+	return w;
+}
+
+/* Give all granted workspaces */
+Datum
+workspace_granted(Oid caller, bool none_ok)
+{
+	refresh_cache();
+	load_granted(caller);
+	if (granted_count == 0 && !none_ok)
+		refuse_caller(caller, NULL);
+	return granted_ids;
+}
+
+/* Find the workspace to configure */
+const Workspace *
+workspace_named(const char *name)
+{
+	const Workspace *w;
+
+	refresh_cache();
+	w = find_workspace(name != NULL ? name : "default");
+	if (w == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("workspace \"%s\" does not exist", name != NULL ? name : "default"),
+				 errhint("SELECT name FROM otp.workspaces lists those that do.")));
+	return w;
+}
+
+/* Look a template up */
+TemplateState
+template_state(int32 workspace_id, const char *name, const char *language)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3];
+	ListCell   *cell;
+	TemplateEntry *entry;
+	TemplateState state = TEMPLATE_MISSING;
+	MemoryContext old;
+
+	foreach(cell, templates)
+	{
+		entry = lfirst(cell);
+		if (entry->workspace_id == workspace_id && strcmp(entry->name, name) == 0 &&
+			strcmp(entry->language, language) == 0)
+			return entry->state;
+	}
+
+	plan_keep(&plan,
+			  "SELECT t.status IN ('unchecked', 'approved') FROM otp.templates t"
+			  " WHERE t.workspace_id = $1 AND t.name = $2 AND t.language = $3",
+			  3, types);
+	values[0] = Int32GetDatum(workspace_id);
+	values[1] = CStringGetTextDatum(name);
+	values[2] = CStringGetTextDatum(language);
+	plan_run_latest(plan, values, NULL, 1);
+	if (SPI_processed > 0)
+		state = column_bool(1) ? TEMPLATE_USABLE : TEMPLATE_NOT_APPROVED;
+
+	/* A name that is not there is not kept: anybody could fill our memory */
+	if (state != TEMPLATE_MISSING)
+	{
+		old = MemoryContextSwitchTo(cache_context);
+		entry = palloc(sizeof(TemplateEntry));
+		entry->workspace_id = workspace_id;
+		entry->name = pstrdup(name);
+		entry->language = pstrdup(language);
+		entry->state = state;
+		templates = lcons(entry, templates);
+		MemoryContextSwitchTo(old);
+	}
+	return state;
+}

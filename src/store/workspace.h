@@ -1,0 +1,76 @@
+/*-------------------------------------------------------------------------
+ *
+ * workspace.h
+ *	  Workspaces, their policy, and who may act for them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OTP_WORKSPACE_H
+#define OTP_WORKSPACE_H
+
+#include "datatype/timestamp.h"
+
+/* A row of otp.workspaces. Limits that are off (NULL) are 0. */
+typedef struct Workspace
+{
+	int32		workspace_id;
+	char	   *name;
+	char	   *default_template;
+	char	   *default_channel;
+	char	   *default_language;
+	int			default_length;
+	int			default_expires_in;
+	bool		default_fallback_sms;
+	bool		whatsapp_enabled;
+	bool		sms_enabled;
+	int32		whatsapp_account;	/* 0: none */
+	int32		sms_account;
+	int			sends_per_second;
+	int			sends_per_phone_hour;
+	int			sends_per_phone_day;
+	int64		resend_cooldown;	/* microseconds */
+	int			max_attempts;
+	int			failures_per_phone_day;
+	int			min_code_length;
+	int			max_expires_in;
+	bool		require_context;
+	int			allowed_prefix_count;	/* -1: every country */
+	char	  **allowed_prefixes;
+	bool		has_test_numbers;
+} Workspace;
+
+/*
+ * The workspace that the caller acts for: the named one; else the one of
+ * otp.workspace; else the only one granted. Needs SPI_connect and the owner's
+ * scope, with caller the role from before it. Raises 42501 when it is not
+ * granted or does not exist, 22023 when several are and none is chosen. What
+ * it gives is the cache's own, good until the next call of this file.
+ */
+extern const Workspace *workspace_acting(Oid caller, const char *name);
+
+/* The ids of all workspaces granted to the caller: an int4[] for "= ANY". Raises 42501 when there is none, unless none_ok. */
+extern Datum workspace_granted(Oid caller, bool none_ok);
+
+/* A workspace by id that is known to be granted; NULL when it is gone. */
+extern const Workspace *workspace_by_id(int32 workspace_id);
+
+/*
+ * The workspace a configuring function names; NULL is the default one.
+ * Raises 42704 when there is none. For the extension's owner only.
+ */
+extern const Workspace *workspace_named(const char *name);
+
+/* Does the workspace have this template in this language, and is it usable? */
+typedef enum TemplateState
+{
+	TEMPLATE_MISSING,
+	TEMPLATE_NOT_APPROVED,
+	TEMPLATE_USABLE				/* approved, or not checked yet */
+} TemplateState;
+
+extern TemplateState template_state(int32 workspace_id, const char *name, const char *language);
+
+/* Have all sessions read the configuration again, once this transaction commits. */
+extern void workspace_invalidate(Oid relid);
+
+#endif							/* OTP_WORKSPACE_H */

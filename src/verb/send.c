@@ -1,0 +1,306 @@
+/*-------------------------------------------------------------------------
+ *
+ * send.c
+ *	  otp_send: make a code and owe its delivery.
+ *
+ * Nothing is sent from here. A row of history and a row of the outbox are
+ * written in the caller's transaction; the sender sees them when it commits.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+#include "base/compat.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+
+#include "base/code.h"
+#include "base/guc.h"
+#include "base/phone.h"
+#include "base/roster.h"
+#include "store/key.h"
+#include "store/test_number.h"
+#include "verb/verb.h"
+
+EXPORTED_FUNCTION(otp_send);
+
+/* The arguments of otp_send, in their order */
+enum
+{
+	ARG_PHONE,
+	ARG_TEMPLATE,
+	ARG_LENGTH,
+	ARG_EXPIRES_IN,
+	ARG_FALLBACK_SMS,
+	ARG_METADATA,
+	ARG_CHANNEL,
+	ARG_CONTEXT,
+	ARG_LANGUAGE,
+	ARG_LIMIT_KEYS,
+	ARG_IDEMPOTENCY_KEY,
+	ARG_WORKSPACE
+};
+
+/* Require an E.164 number */
+static char *
+take_phone(FunctionCallInfo fcinfo)
+{
+	text	   *phone;
+	const char *defect;
+
+	if (PG_ARGISNULL(ARG_PHONE))
+		error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
+					"It is NULL; it should look like +14155552671.", -1, NULL);
+	phone = PG_GETARG_TEXT_PP(ARG_PHONE);
+	defect = phone_defect(VARDATA_ANY(phone), VARSIZE_ANY_EXHDR(phone));
+	if (defect != NULL)
+		error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
+					psprintf("It %s; it should be \"+\" and 7 to 15 digits, the country's first.", defect), -1, NULL);
+	return text_to_cstring(phone);
+}
+
+/* Require an allowed country */
+static void
+check_country(const Workspace *w, const char *phone)
+{
+	if (w->allowed_prefix_count < 0)
+		return;
+	for (int i = 0; i < w->allowed_prefix_count; i++)
+		if (strncmp(phone, w->allowed_prefixes[i], strlen(w->allowed_prefixes[i])) == 0)
+			return;
+	error_raise(OTP_INVALID_PHONE, "phone numbers of this country are not allowed",
+				"The workspace's allowed_prefixes in otp.workspaces say which are.", -1, NULL);
+}
+
+/* Require a usable template */
+static void
+check_template(const Workspace *w, const char *name, const char *language)
+{
+	switch (template_state(w->workspace_id, name, language))
+	{
+		case TEMPLATE_MISSING:
+			error_raise(OTP_TEMPLATE_NOT_FOUND, "there is no such template in this language",
+						"Add it to otp.templates, by workspace, name and language.", -1, NULL);
+		case TEMPLATE_NOT_APPROVED:
+			error_raise(OTP_TEMPLATE_NOT_FOUND, "the template is not approved by Meta",
+						"Its status is in otp.templates.", -1, NULL);
+		case TEMPLATE_USABLE:
+			break;
+	}
+}
+
+/* Raise the error that a test number stands for */
+static void
+raise_test_outcome(const char *outcome)
+{
+	const char *hint = "This is a test number, whose outcome otp.set_test_number set.";
+
+	if (strcmp(outcome, "rate_limit_exceeded") == 0)
+		error_raise(OTP_RATE_LIMIT_EXCEEDED, "too many codes were sent to this phone within an hour",
+					hint, 42, "sends_per_phone_hour");
+	if (strcmp(outcome, "meta_api_unavailable") == 0)
+		error_raise(OTP_META_API_UNAVAILABLE, "the WhatsApp API is unavailable", hint, -1, NULL);
+	if (strcmp(outcome, "insufficient_credits") == 0)
+		error_raise(OTP_INSUFFICIENT_CREDITS, "the workspace has no credits left", hint, -1, NULL);
+}
+
+/* Write the messages that a test number's outcome stands for */
+static void
+write_test_messages(const Verification *v, TimestampTz now)
+{
+	MessageState m;
+	bool		failed = strcmp(v->test_outcome, "failed") == 0;
+	bool		fallback = strcmp(v->test_outcome, "sms_fallback") == 0;
+
+	if (strcmp(v->test_outcome, "pending") == 0)
+		return;
+	memset(&m, 0, sizeof(m));
+	m.number = 2 * v->resends + 1;
+	m.channel = v->channel;
+	if (failed || fallback)
+	{
+		m.failed_at = now;
+		m.ended_reason = failed ? "delivery_failed" : NULL;
+	}
+	else
+	{
+		m.sent_at = m.delivered_at = now;
+		m.message_id = psprintf("test.%d", m.number);
+	}
+	verification_test_message(v, &m, now);
+
+	if (fallback)
+	{
+		m.number++;
+		m.channel = "sms";
+		m.failed_at = 0;
+		m.sent_at = m.delivered_at = now;
+		m.message_id = psprintf("test.%d", m.number);
+		verification_test_message(v, &m, now);
+	}
+}
+
+/* Warn when nobody would deliver */
+static void
+warn_without_sender(void)
+{
+	if (otp_delivery && !roster_sender_running(MyDatabaseId))
+		ereport(WARNING,
+				(errmsg("no sender is running for this database: the code waits in the outbox"),
+				 errhint("Look at otp.health; max_worker_processes may be too low."),
+				 errhidestmt(true),
+				 errhidecontext(true)));
+}
+
+/* Send a code */
+Datum
+otp_send(PG_FUNCTION_ARGS)
+{
+	VerbScope	scope;
+	Verification v;
+	const Workspace *w;
+	const char *workspace;
+	TestNumber	test = {0};
+	bool		is_test = false;
+	bool		fell_back = false;
+	int			expires_in;
+	char		code[CODE_MAX_LENGTH + 1];
+	Datum		values[7];
+	bool		nulls[7] = {false};
+
+	memset(&v, 0, sizeof(v));
+
+	/* Take the arguments that need no workspace */
+	v.phone = take_phone(fcinfo);
+	v.context = verb_text(fcinfo, ARG_CONTEXT, "context", MAX_CONTEXT);
+	if (!PG_ARGISNULL(ARG_METADATA))
+	{
+		Jsonb	   *metadata = PG_GETARG_JSONB_P(ARG_METADATA);
+
+		if (!JB_ROOT_IS_OBJECT(metadata))
+			error_invalid_argument("argument \"metadata\" is not a JSON object",
+								   "Give key-value pairs, such as {\"user_id\": 4711}.");
+		if (VARSIZE(metadata) > MAX_METADATA)
+			error_invalid_argument("argument \"metadata\" is too long", "It may have up to 4096 bytes.");
+		v.metadata = JsonbPGetDatum(metadata);
+		v.has_metadata = true;
+	}
+	if (!PG_ARGISNULL(ARG_LIMIT_KEYS))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("argument \"limit_keys\" is not supported yet"),
+				 errhint("Leave it out."),
+				 errhidestmt(true), errhidecontext(true)));
+	if (!PG_ARGISNULL(ARG_IDEMPOTENCY_KEY))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("argument \"idempotency_key\" is not supported yet"),
+				 errhint("Leave it out."),
+				 errhidestmt(true), errhidecontext(true)));
+
+	v.template_name = verb_text(fcinfo, ARG_TEMPLATE, "template", MAX_TEMPLATE);
+	v.language = verb_text(fcinfo, ARG_LANGUAGE, "language", MAX_LANGUAGE);
+	v.channel = verb_text(fcinfo, ARG_CHANNEL, "channel", 16);
+	workspace = verb_text(fcinfo, ARG_WORKSPACE, "workspace", NAMEDATALEN);
+
+	verb_begin(&scope, "otp_send()", VERB_WRITES);
+	w = workspace_acting(scope.caller, workspace);
+
+	/* What is left out, the workspace decides */
+	v.workspace_id = w->workspace_id;
+	if (v.template_name == NULL)
+		v.template_name = w->default_template;
+	if (v.language == NULL)
+		v.language = w->default_language;
+	if (v.channel == NULL)
+		v.channel = w->default_channel;
+	v.length = PG_ARGISNULL(ARG_LENGTH) ? w->default_length : PG_GETARG_INT32(ARG_LENGTH);
+	expires_in = PG_ARGISNULL(ARG_EXPIRES_IN) ? w->default_expires_in : PG_GETARG_INT32(ARG_EXPIRES_IN);
+	v.fallback_sms = PG_ARGISNULL(ARG_FALLBACK_SMS) ? w->default_fallback_sms : PG_GETARG_BOOL(ARG_FALLBACK_SMS);
+	v.max_attempts = w->max_attempts;
+
+	/* Check them */
+	if (strcmp(v.channel, "whatsapp") != 0 && strcmp(v.channel, "sms") != 0)
+		error_invalid_argument("there is no such channel", "It is whatsapp or sms.");
+	if (strcmp(v.channel, "sms") == 0)
+		v.fallback_sms = false;
+	if (v.length != 4 && v.length != 6 && v.length != 8)
+		error_invalid_argument("a code cannot have this length", "It has 4, 6 or 8 digits.");
+	if (v.length < w->min_code_length)
+		error_invalid_argument("the code is shorter than the workspace's policy allows",
+							   psprintf("It has at least %d digits.", w->min_code_length));
+	if (expires_in < 60 || expires_in > 900)
+		error_invalid_argument("a code cannot live this long", "expires_in is 60 to 900 seconds.");
+	if (expires_in > w->max_expires_in)
+		error_invalid_argument("the code lives longer than the workspace's policy allows",
+							   psprintf("expires_in is at most %d seconds.", w->max_expires_in));
+	if (w->require_context && v.context == NULL)
+		error_invalid_argument("the workspace's policy asks for a context",
+							   "Say in the argument \"context\" what the code may be used for.");
+	check_template(w, v.template_name, v.language);
+
+	/* Time is the clock's: a long transaction must not stretch a code's life */
+	v.created_at = GetCurrentTimestamp();
+	v.expires_at = v.created_at + (int64) expires_in * USECS_PER_SEC;
+
+	if (w->has_test_numbers)
+		is_test = test_number_find(w->workspace_id, v.phone, v.created_at, &test);
+	if (is_test)
+	{
+		raise_test_outcome(test.outcome);
+		v.test_outcome = test.outcome;
+		v.length = strlen(test.code);
+	}
+	else
+	{
+		check_country(w, v.phone);
+		module_require(w, v.channel, v.fallback_sms);
+		limits_take(w, v.phone, v.template_name, v.context, v.created_at);
+	}
+
+	/* Make the code: its hash stays, the code itself can be derived again */
+	v.key_id = key_for_writing();
+	ulid_make(&v.id, v.created_at);
+	v.slot = ulid_slot(&v.id);
+	v.created_xid = U64FromFullTransactionId(GetTopFullTransactionId());
+	if (!pg_strong_random(v.salt, CODE_SALT_LENGTH))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random bytes")));
+	if (is_test)
+		strlcpy(code, test.code, sizeof(code));
+	else
+		code_derive(&v.id, v.salt, v.key_id, v.length, code);
+	code_hash(&v.id, v.context, code, v.key_id, v.code_hash);
+	explicit_bzero(code, sizeof(code));
+
+	/* Write it down */
+	verification_insert(&v);
+	if (is_test)
+	{
+		explicit_bzero(test.code, strlen(test.code));
+		write_test_messages(&v, v.created_at);
+		fell_back = strcmp(v.test_outcome, "sms_fallback") == 0;
+	}
+	else
+	{
+		verification_queue(&v, 1, v.channel);
+		wake_at_commit();
+		warn_without_sender();
+	}
+
+	verb_end(&scope);
+
+	values[0] = BoolGetDatum(true);
+	values[1] = verb_id(&v.id);
+	values[2] = CStringGetTextDatum(fell_back ? "sms" : v.channel);
+	values[3] = CStringGetTextDatum(v.phone);
+	values[4] = TimestampTzGetDatum(v.expires_at);
+	values[5] = Int32GetDatum(expires_in);
+	values[6] = (Datum) 0;
+	nulls[6] = true;
+	return verb_row(fcinfo, values, nulls);
+}

@@ -1,0 +1,500 @@
+/*-------------------------------------------------------------------------
+ *
+ * account.c
+ *	  The provider accounts a sender uses, and when it had better not.
+ *
+ * Every account has a circuit breaker:
+ *
+ *		closed --- an account error, or BREAKER_FAILURES outages in a row ---> open
+ *		open --- its time is up, the next message is the trial ---> half open
+ *		half open --- the provider answers ---> closed
+ *		half open --- it fails again ---> open, for twice the time
+ *		any --- the account was configured anew ---> closed
+ *
+ * While it is open or half open, messages that may go by SMS instead do so at
+ * once; the others wait. An overloaded account is not broken: it is left
+ * alone for a moment, and then used at a slower pace, which quickens again
+ * with every message it takes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+#include "base/compat.h"
+
+#include "access/xact.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+
+#include "base/json.h"
+#include "base/keyring.h"
+#include "base/seal.h"
+#include "worker/sender.h"
+
+/* Outages in a row that open the breaker */
+#define BREAKER_FAILURES 5
+
+/* How long it stays open at first and at most, after an outage */
+#define OUTAGE_DELAY_MS 1000
+#define OUTAGE_DELAY_MAX_MS 60000
+
+/* The same after an account error, which somebody has to mend */
+#define REFUSED_DELAY_MS 5000
+#define REFUSED_DELAY_MAX_MS 300000
+
+/* While the trial is under way, look again after this long. */
+#define PROBE_LOOK_MS 200
+
+/* An account whose key is missing is tried again after this long. */
+#define PROBLEM_LOOK_MS 5000
+
+/* With one that only a new configuration can mend, messages look this often. */
+#define PROBLEM_WAIT_MS 1000
+
+/* Throttled: how long to leave the account alone, first and at most */
+#define OVERLOAD_HOLD_MS 500
+#define OVERLOAD_HOLD_MAX_MS 30000
+
+/* Throttled: time between starts, first and at most; below the least, no limit */
+#define GAP_FIRST_US INT64CONST(10000)
+#define GAP_MAX_US INT64CONST(1000000)
+#define GAP_LEAST_US INT64CONST(500)
+
+/* The configuration is looked at this often, should a change go unheard. */
+#define REFRESH_MS 30000
+
+static HTAB *accounts;
+static HTAB *routes;
+static uint32 generation = 1;
+static TimestampTz refreshed_at = 0;
+static int	troubled = 0;		/* breakers that are not closed */
+
+/* Set up the tables */
+void
+accounts_init(void)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(int32);
+	ctl.entrysize = sizeof(Account);
+	accounts = hash_create("otp accounts", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+	ctl.entrysize = sizeof(RouteEntry);
+	routes = hash_create("otp routes", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+}
+
+/* ---- reading ---- */
+
+/* Close a breaker */
+static void
+close_breaker(Account *a, TimestampTz now)
+{
+	bool		was_troubled = a->breaker.state != BREAKER_CLOSED;
+
+	if (was_troubled)
+		troubled--;
+	a->breaker.state = BREAKER_CLOSED;
+	a->breaker.failures = 0;
+	a->breaker.account_refused = false;
+	a->delay_ms = 0;
+	a->probing = false;
+	roster_breaker_set(&a->breaker);
+	if (was_troubled)
+		ereport(LOG,
+				(errmsg("provider account %d is in use again", a->account_id)));
+	owed_release_held(a->account_id, now);
+}
+
+/* Parse JSON of the database */
+static json_t *
+parse_json(const char *text)
+{
+	char	   *utf8 = pg_server_to_any(text, strlen(text), PG_UTF8);
+
+	return json_from_text(utf8, strlen(utf8));
+}
+
+/* Open the secrets; NULL with problem set when that cannot be done */
+static json_t *
+open_secrets(Account *a, const RouteAccount *row)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	char		purpose[40];
+	json_t	   *volatile secrets = NULL;
+
+	if (row->secrets == NULL)
+	{
+		a->problem = "the account has no secrets";
+		return NULL;
+	}
+	if (!keyring_has(row->key_id))
+	{
+		a->problem = "the key that sealed the account's secrets is not in the key file";
+		a->problem_passes = true;
+		return NULL;
+	}
+
+	/* A forged or damaged value is this account's trouble only */
+	snprintf(purpose, sizeof(purpose), "provider_accounts:%d", a->account_id);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		size_t		length;
+		char	   *plain = unseal(row->secrets, purpose, row->key_id, &length);
+
+		secrets = json_from_text(plain, length);
+		explicit_bzero(plain, length);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (secrets == NULL)
+		a->problem = "the account's secrets cannot be opened";
+	return secrets;
+}
+
+/* Take over a row */
+static void
+take_account(Account *a, const RouteAccount *row)
+{
+	MemoryContext old;
+
+	json_decref(a->provider.settings);
+	json_decref(a->provider.secrets);
+	a->provider.settings = NULL;
+	a->provider.secrets = NULL;
+	a->problem = NULL;
+	a->problem_passes = false;
+
+	if (a->context == NULL)
+		a->context = AllocSetContextCreate(TopMemoryContext, "otp account", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(a->context);
+	old = MemoryContextSwitchTo(a->context);
+	a->provider.account_id = a->account_id;
+	a->provider.name = pstrdup(row->name);
+	a->provider.provider = pstrdup(row->provider);
+	MemoryContextSwitchTo(old);
+
+	a->provider.settings = parse_json(row->settings);
+	if (a->provider.settings == NULL)
+		a->problem = "the account's settings cannot be read";
+	else
+		a->provider.secrets = open_secrets(a, row);
+	a->provider.version = row->version;
+
+	if (a->problem != NULL)
+	{
+		char		message[ROSTER_ERROR_SIZE];
+
+		snprintf(message, sizeof(message), "provider account %d: %s", a->account_id, a->problem);
+		roster_report_error(message);
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIG_FILE_ERROR),
+				 errmsg("provider account %d cannot be used: %s", a->account_id, a->problem)));
+	}
+}
+
+/* Have everything checked that may have changed */
+void
+accounts_refresh(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	HASH_SEQ_STATUS seq;
+	Account    *a;
+	int32	   *ids;
+	int			n = 0;
+
+	if (!route_changed() && now < TimestampTzPlusMilliseconds(refreshed_at, REFRESH_MS))
+		return;
+	refreshed_at = now;
+	generation++;
+
+	/*
+	 * What is in trouble is checked at once: messages that wait for it do not
+	 * look themselves. Not within the scan, which an error would leave open.
+	 */
+	ids = palloc((hash_get_num_entries(accounts) + 1) * sizeof(int32));
+	hash_seq_init(&seq, accounts);
+	while ((a = hash_seq_search(&seq)) != NULL)
+	{
+		if (a->breaker.state != BREAKER_CLOSED)
+			ids[n++] = a->account_id;
+	}
+	for (int i = 0; i < n; i++)
+		(void) account_get(ids[i], now);
+}
+
+/* Find a workspace's route */
+const Route *
+account_route(int32 workspace_id)
+{
+	bool		found;
+	RouteEntry *entry = hash_search(routes, &workspace_id, HASH_ENTER, &found);
+	MemoryContext old;
+
+	if (!found)
+	{
+		entry->context = NULL;
+		entry->generation = 0;
+	}
+	if (entry->generation == generation)
+		return entry->gone ? NULL : &entry->route;
+
+	if (entry->context == NULL)
+		entry->context = AllocSetContextCreate(TopMemoryContext, "otp route", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(entry->context);
+	entry->gone = true;
+	memset(&entry->route, 0, sizeof(Route));
+	old = MemoryContextSwitchTo(entry->context);
+	entry->gone = !route_load(workspace_id, &entry->route);
+	MemoryContextSwitchTo(old);
+
+	/* Last, so that an error has it read again */
+	entry->generation = generation;
+	return entry->gone ? NULL : &entry->route;
+}
+
+/* Give a known route */
+const Route *
+account_known_route(int32 workspace_id)
+{
+	RouteEntry *entry = hash_search(routes, &workspace_id, HASH_FIND, NULL);
+
+	return entry != NULL && !entry->gone ? &entry->route : NULL;
+}
+
+/* Find an account */
+Account *
+account_get(int32 account_id, TimestampTz now)
+{
+	bool		found;
+	Account    *a = hash_search(accounts, &account_id, HASH_ENTER, &found);
+	RouteAccount row;
+	bool		changed;
+
+	if (!found)
+	{
+		memset((char *) a + sizeof(int32), 0, sizeof(Account) - sizeof(int32));
+		a->provider.version = -1;
+		a->breaker.account_id = account_id;
+	}
+	if (a->problem_passes && now >= a->check_again_at)
+	{
+		a->generation = 0;
+		a->provider.version = -1;
+	}
+	if (a->generation == generation)
+		return a->gone ? NULL : a;
+
+	a->gone = !route_load_account(account_id, a->provider.version, &row, &changed);
+	if (a->gone)
+		a->provider.version = -1;
+	else if (changed)
+	{
+		int64		before = a->provider.version;
+
+		take_account(a, &row);
+		a->check_again_at = TimestampTzPlusMilliseconds(now, PROBLEM_LOOK_MS);
+		if (before >= 0)
+		{
+			a->gap_us = 0;
+			a->hold_until = 0;
+			a->overloads = 0;
+			close_breaker(a, now);
+		}
+	}
+	a->generation = generation;
+	return a->gone ? NULL : a;
+}
+
+/* Give a known account */
+Account *
+account_known(int32 account_id)
+{
+	return hash_search(accounts, &account_id, HASH_FIND, NULL);
+}
+
+/* ---- breaker and pace ---- */
+
+/* Tell whether something is in trouble */
+bool
+accounts_troubled(void)
+{
+	return troubled > 0;
+}
+
+/* Is the breaker in the way? */
+bool
+account_blocked(const Account *a, TimestampTz now, TimestampTz *until)
+{
+	if (a->problem != NULL)
+	{
+		*until = a->problem_passes && a->check_again_at > now ? a->check_again_at :
+			TimestampTzPlusMilliseconds(now, PROBLEM_WAIT_MS);
+		return true;
+	}
+	switch (a->breaker.state)
+	{
+		case BREAKER_OPEN:
+			if (now >= a->breaker.retry_at)
+				return false;
+			*until = a->breaker.retry_at;
+			return true;
+		case BREAKER_HALF_OPEN:
+			if (!a->probing)
+				return false;
+			*until = TimestampTzPlusMilliseconds(now, PROBE_LOOK_MS);
+			return true;
+		case BREAKER_CLOSED:
+			break;
+	}
+	return false;
+}
+
+/* Let a message through, or not */
+Admission
+account_admit(Account *a, bool reserved, TimestampTz now, TimestampTz *until, bool *probe)
+{
+	*probe = false;
+	if (account_blocked(a, now, until))
+		return ADMIT_UNAVAILABLE;
+
+	if (a->breaker.state != BREAKER_CLOSED)
+	{
+		a->breaker.state = BREAKER_HALF_OPEN;
+		a->probing = true;
+		*probe = true;
+		roster_breaker_set(&a->breaker);
+		return ADMIT_START;
+	}
+
+	/* Throttled: every message gets a time of its own */
+	if (now < a->hold_until)
+	{
+		*until = a->hold_until;
+		return ADMIT_WAIT;
+	}
+	if (a->gap_us > 0 && !reserved)
+	{
+		TimestampTz start = Max(now, a->next_start);
+
+		a->next_start = start + a->gap_us;
+		if (start > now)
+		{
+			*until = start;
+			return ADMIT_WAIT;
+		}
+	}
+	return ADMIT_START;
+}
+
+/* Open a breaker, or leave it open for longer */
+static void
+open_breaker(Account *a, bool refused, TimestampTz now)
+{
+	long		first = refused ? REFUSED_DELAY_MS : OUTAGE_DELAY_MS;
+	long		most = refused ? REFUSED_DELAY_MAX_MS : OUTAGE_DELAY_MAX_MS;
+
+	if (a->breaker.state == BREAKER_CLOSED)
+	{
+		troubled++;
+		a->breaker.opened_at = now;
+		a->delay_ms = first;
+		ereport(LOG,
+				(errmsg("provider account %d is not used for the time being: %s",
+						a->account_id, a->breaker.last_error)));
+	}
+	else
+		a->delay_ms = Min(most, Max(first, a->delay_ms * 2));
+	a->breaker.state = BREAKER_OPEN;
+	a->breaker.account_refused = refused;
+	a->probing = false;
+
+	/* Some jitter, lest all senders come back in step */
+	a->breaker.retry_at = now + a->delay_ms * 1000 +
+		(int64) (compat_random() * a->delay_ms * 100);
+}
+
+/* The trial did not take place */
+void
+account_probe_off(Account *a, TimestampTz now)
+{
+	if (a->breaker.state != BREAKER_HALF_OPEN)
+		return;
+	a->probing = false;
+	a->breaker.state = BREAKER_OPEN;
+	a->breaker.retry_at = now;
+	roster_breaker_set(&a->breaker);
+}
+
+/* Slow an overloaded account down */
+static void
+slow_down(Account *a, const Judgement *j, TimestampTz started_at, TimestampTz now)
+{
+	long		hold = OVERLOAD_HOLD_MS;
+
+	/* One refusal may come in a hundred answers: those were under way already */
+	if (started_at <= a->overloaded_at)
+		return;
+	a->overloaded_at = now;
+	for (int i = 0; i < a->overloads && hold < OVERLOAD_HOLD_MAX_MS; i++)
+		hold *= 2;
+	a->overloads++;
+	hold = Max(Min(hold, OVERLOAD_HOLD_MAX_MS), j->min_delay_ms);
+	a->hold_until = TimestampTzPlusMilliseconds(now, hold);
+	a->gap_us = a->gap_us == 0 ? GAP_FIRST_US : Min(a->gap_us * 2, GAP_MAX_US);
+	a->next_start = a->hold_until;
+}
+
+/* Take in an answer */
+void
+account_judged(Account *a, const Judgement *j, bool probe, TimestampTz started_at, TimestampTz now)
+{
+	bool		refused = j->verdict == VERDICT_ACCOUNT;
+
+	if (refused || j->down)
+	{
+		a->breaker.failures++;
+		a->breaker.http_status = j->http_status;
+		a->breaker.provider_code = j->provider_code;
+		a->breaker.last_error_at = now;
+		strlcpy(a->breaker.last_error, j->detail, ROSTER_ERROR_SIZE);
+
+		/* cut within a character? */
+		for (int i = (int) strlen(a->breaker.last_error); i-- > 0 && (unsigned char) a->breaker.last_error[i] >= 0x80;)
+			a->breaker.last_error[i] = '\0';
+
+		/* Late news from before it opened says nothing new */
+		if (probe || (a->breaker.state == BREAKER_CLOSED &&
+					  (refused || a->breaker.failures >= BREAKER_FAILURES)))
+			open_breaker(a, refused, now);
+		roster_breaker_set(&a->breaker);
+	}
+	else if (probe || (a->breaker.state == BREAKER_CLOSED && a->breaker.failures > 0))
+		close_breaker(a, now);
+
+	if (j->overloaded)
+		slow_down(a, j, started_at, now);
+	else if (j->verdict == VERDICT_ACCEPTED)
+	{
+		a->overloads = 0;
+		if (a->gap_us > 0)
+		{
+			a->gap_us -= a->gap_us / 64 + 1;
+			if (a->gap_us < GAP_LEAST_US)
+				a->gap_us = 0;
+		}
+	}
+}

@@ -1,0 +1,229 @@
+/*-------------------------------------------------------------------------
+ *
+ * sender.h
+ *	  The parts of a sender.
+ *
+ * sender.c turns the loop; sender_claim.c takes what is due, sender_judge.c
+ * decides what follows from an answer, sender_settle.c writes that down;
+ * account.c knows the provider accounts and their breakers.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OTP_SENDER_H
+#define OTP_SENDER_H
+
+#include "access/xlogdefs.h"
+#include "lib/ilist.h"
+#include "lib/pairingheap.h"
+
+#include "base/http.h"
+#include "base/roster.h"
+#include "channel/channel.h"
+#include "store/outbox.h"
+#include "store/route.h"
+
+/* ---- accounts (account.c) ---- */
+
+typedef struct Account
+{
+	int32		account_id;		/* hash key */
+	uint32		generation;		/* of the configuration it was checked against */
+	bool		gone;
+	const char *problem;		/* why it cannot be used, or NULL */
+	bool		problem_passes; /* waiting may help: the key file */
+	TimestampTz check_again_at; /* while there is a passing problem */
+	MemoryContext context;		/* of provider's strings */
+	ProviderAccount provider;
+
+	RosterBreaker breaker;
+	long		delay_ms;		/* last waiting time of the open breaker */
+	bool		probing;		/* one message is under way to find out */
+	int			held;			/* messages that wait for the breaker */
+
+	/* Throttled: time between starts, 0 when not */
+	int64		gap_us;
+	TimestampTz hold_until;
+	TimestampTz next_start;
+	TimestampTz overloaded_at;
+	int			overloads;		/* in a row */
+} Account;
+
+/* What is known of a workspace; hash key first */
+typedef struct RouteEntry
+{
+	int32		workspace_id;
+	uint32		generation;
+	bool		gone;
+	MemoryContext context;
+	Route		route;
+} RouteEntry;
+
+typedef enum Admission
+{
+	ADMIT_START,
+	ADMIT_WAIT,					/* throttled, until a time */
+	ADMIT_UNAVAILABLE			/* breaker open or account unusable, until a time */
+} Admission;
+
+extern void accounts_init(void);
+
+/* Take in changes of the configuration; in a claiming transaction. */
+extern void accounts_refresh(void);
+
+/* Read what is not known yet; in a claiming transaction. NULL: it is gone. */
+extern const Route *account_route(int32 workspace_id);
+extern Account *account_get(int32 account_id, TimestampTz now);
+
+/* What is known, without looking; may be NULL. */
+extern Account *account_known(int32 account_id);
+extern const Route *account_known_route(int32 workspace_id);
+
+/* May a message be handed to the account now? reserved: it has waited for its turn. */
+extern Admission account_admit(Account *a, bool reserved, TimestampTz now,
+							   TimestampTz *until, bool *probe);
+
+/* The same for the breaker alone, changing nothing. */
+extern bool account_blocked(const Account *a, TimestampTz now, TimestampTz *until);
+
+/* Take in what an account has answered. */
+extern void account_judged(Account *a, const Judgement *j, bool probe,
+						   TimestampTz started_at, TimestampTz now);
+
+/* The trial did not take place. */
+extern void account_probe_off(Account *a, TimestampTz now);
+
+/* Is any breaker not closed? Then changes of the configuration matter. */
+extern bool accounts_troubled(void);
+
+/* ---- messages ---- */
+
+/* What is to be written of a message */
+typedef enum OwedEnd
+{
+	END_NONE,
+	END_DROP,					/* nothing is owed any more */
+	END_SENT,
+	END_FAILED,					/* for good */
+	END_RETRY,
+	END_FALLBACK				/* the same code by SMS */
+} OwedEnd;
+
+/* A row of the outbox in the sender's memory */
+typedef struct Owed
+{
+	pairingheap_node waiting;	/* by row.due_at */
+	dlist_node	node;			/* of in_flight or finished */
+	OutboxRow	row;
+	int32		account_id;		/* in flight with it, or held for it */
+	bool		fresh;			/* read in this turn */
+	bool		held;			/* waits for a breaker; counted there */
+	bool		reserved;		/* has waited for its turn at a throttled account */
+	bool		probe;
+	bool		fallback_sms;
+	TimestampTz started_at;
+
+	/* what came of it, until that is written */
+	OwedEnd		end;
+	bool		tried;			/* a request was made */
+	bool		record;			/* otp.messages gets to know */
+	bool		unknown;		/* nobody knows whether it was sent */
+	TimestampTz ended_at;
+	TimestampTz retry_at;
+	int			http_status;
+	int			provider_code;
+	char	   *message_id;		/* in outcome_context; server encoding */
+	char	   *detail;
+	const char *reason;
+} Owed;
+
+/* One item of a claim, until the transaction has ended */
+typedef enum ClaimDecision
+{
+	CLAIM_UNDECIDED,
+	CLAIM_IGNORE,				/* another server's */
+	CLAIM_WAIT,
+	CLAIM_END,					/* as the outcome says */
+	CLAIM_START
+} ClaimDecision;
+
+typedef struct ClaimItem
+{
+	Owed	   *owed;
+	ClaimDecision decision;
+	TimestampTz until;
+	HttpRequest request;
+} ClaimItem;
+
+typedef struct Sender
+{
+	Oid			database;
+	HttpClient *client;
+	MemoryContext owed_context; /* slab of Owed */
+	MemoryContext outcome_context;
+	MemoryContext turn_context; /* reset after every turn */
+
+	OutboxPosition position;
+	OutboxPosition next_position;
+	bool		caught_up;		/* the queue has been read to its end once */
+
+	pairingheap heap;			/* what waits, by due_at */
+	int			waiting;
+	dlist_head	in_flight;		/* by start */
+	int			flying;
+	dlist_head	finished;		/* to be written */
+	int			finishing;
+
+	/* the claim of this turn */
+	ClaimItem  *items;
+	int			nitems;
+	bool		more;			/* the queue may hold further rows */
+	XLogRecPtr	flush_lsn;		/* to be on disk before anything is sent */
+
+	/* the settle of this turn */
+	int			settling;
+	OutboxRow  *updated;		/* new values of rows that stay, in order */
+
+	bool		careful;		/* one message at a time: one of them breaks the claim */
+	int64		accepted;
+	int64		retried;
+	int64		failed;
+	int64		fallbacks;
+} Sender;
+
+extern Sender sender;
+
+/* Waiting (sender.c) */
+extern Owed *owed_new(const OutboxRow *row);
+extern void owed_free(Owed *o);
+extern void owed_wait(Owed *o, TimestampTz due_at);
+extern Owed *owed_first_due(TimestampTz now);
+extern void owed_hold(Owed *o, Account *a);
+extern void owed_unhold(Owed *o);
+extern void owed_release_held(int32 account_id, TimestampTz now);
+
+/* Note what came of a message: it will be written by the next settle. */
+extern void owed_finish(Owed *o, OwedEnd end, TimestampTz now);
+
+/* sender_claim.c: inside the transaction; after its commit; after its abort */
+extern void claim_take(int limit, TimestampTz now);
+extern void claim_done(TimestampTz now);
+extern void claim_undo(bool blame, const char *why, TimestampTz now);
+
+/* sender_settle.c */
+extern void settle_write(void);
+extern void settle_done(TimestampTz now);
+extern void settle_undo(void);
+
+/* sender_judge.c */
+extern void judge_response(const HttpResponse *response, TimestampTz now);
+extern void judge_abandoned(Owed *o, TimestampTz now);
+extern bool judge_can_fall_back(const Owed *o, TimestampTz now);
+
+/* Less life than this left: the code cannot be of use any more. */
+#define MIN_LIFE_US (1 * INT64CONST(1000000))
+
+/* SMS words (sms_text.c): palloc'd, in server encoding */
+extern char *sms_text_fill(const char *body, const char *last_line, const char *code,
+						   int expires_in, const char *app_name);
+
+#endif							/* OTP_SENDER_H */

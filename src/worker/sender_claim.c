@@ -1,0 +1,473 @@
+/*-------------------------------------------------------------------------
+ *
+ * sender_claim.c
+ *	  Take what is due, and make requests of it.
+ *
+ * A claim reads and decides inside a transaction, and writes nothing. What it
+ * has decided is carried out when the transaction has ended: no request is
+ * started before, so that no transaction is open during HTTP, and none that
+ * fails leaves a request behind.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+#include "base/compat.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/code.h"
+#include "base/guc.h"
+#include "base/keyring.h"
+#include "base/ulid.h"
+#include "store/message.h"
+#include "worker/sender.h"
+
+/* How long a provider may take to answer: people wait for the code. */
+#define REQUEST_TIMEOUT_MS 10000
+
+/* A message whose key is missing is tried again after this long. */
+#define KEY_LOOK_MS 5000
+
+/* Out of memory in the HTTP client: try again after this long. */
+#define MEMORY_LOOK_MS 1000
+
+/* Waiting ones of an account come back within this of each other, not at once. */
+#define SPREAD_MS 200
+
+/* Add an item */
+static ClaimItem *
+add_item(Owed *o)
+{
+	ClaimItem  *item = &sender.items[sender.nitems++];
+
+	item->owed = o;
+	item->decision = CLAIM_UNDECIDED;
+	return item;
+}
+
+/* Decide: not now */
+static void
+decide_wait(ClaimItem *item, TimestampTz until)
+{
+	item->decision = CLAIM_WAIT;
+	item->until = until;
+}
+
+/* Decide: this is the end of it */
+static void
+decide_end(ClaimItem *item, OwedEnd end)
+{
+	item->decision = CLAIM_END;
+	item->owed->end = end;
+	item->owed->tried = false;
+	item->owed->record = end == END_FAILED || end == END_FALLBACK;
+}
+
+/* Decide: the account cannot take it */
+static void
+decide_unavailable(ClaimItem *item, Account *a, const char *why,
+				   TimestampTz until, bool final, TimestampTz now)
+{
+	Owed	   *o = item->owed;
+
+	o->account_id = a != NULL ? a->account_id : 0;
+	o->http_status = 0;
+	o->provider_code = 0;
+	o->message_id = NULL;
+	if (judge_can_fall_back(o, now))
+	{
+		decide_end(item, END_FALLBACK);
+		o->detail = MemoryContextStrdup(sender.outcome_context, why);
+		o->reason = NULL;
+	}
+	else if (final)
+	{
+		decide_end(item, END_FAILED);
+		o->detail = MemoryContextStrdup(sender.outcome_context, why);
+		o->reason = "provider_unavailable";
+	}
+	else
+	{
+		decide_wait(item, until + (int64) (compat_random() * SPREAD_MS * 1000));
+		if (a != NULL)
+			owed_hold(o, a);
+	}
+}
+
+/* Take rows whose time has come out of memory */
+static void
+take_waiting(int limit, TimestampTz now)
+{
+	Owed	   *o;
+
+	while (sender.nitems < limit && (o = owed_first_due(now)) != NULL)
+	{
+		ClaimItem  *item = add_item(o);
+
+		bool		held = o->held;
+
+		owed_unhold(o);
+		if (o->row.expires_at - now < MIN_LIFE_US)
+			decide_end(item, END_DROP);
+		else if (held)
+		{
+			Account    *a = account_get(o->account_id, now);
+			TimestampTz until;
+
+			/* Nothing is read again for those that go on waiting */
+			if (a != NULL && account_blocked(a, now, &until))
+			{
+				decide_wait(item, until + (int64) (compat_random() * SPREAD_MS * 1000));
+				owed_hold(o, a);
+			}
+		}
+	}
+}
+
+/* Read new rows of the queue */
+static void
+take_new(int limit, TimestampTz now)
+{
+	OutboxRow  *rows = palloc(OUTBOX_BATCH * sizeof(OutboxRow));
+	int64		origin = roster_origin();
+	int			n;
+
+	n = outbox_read(&sender.next_position, rows, limit - sender.nitems, &sender.more);
+	for (int i = 0; i < n; i++)
+	{
+		Owed	   *o = owed_new(&rows[i]);
+		ClaimItem  *item = add_item(o);
+
+		o->fresh = true;
+		if (o->row.origin != origin)
+			item->decision = CLAIM_IGNORE;
+		else if (o->row.expires_at - now < MIN_LIFE_US)
+			decide_end(item, END_DROP);
+		else
+		{
+			if (o->row.due_at > now)
+				decide_wait(item, o->row.due_at);
+
+			/*
+			 * Queued with synchronous_commit off, it may be gone after a
+			 * crash: it must be on disk before anybody hears of it. Zero for
+			 * what is there already.
+			 */
+			if (sender.caught_up)
+			{
+				XLogRecPtr	lsn = TransactionIdGetCommitLSN((TransactionId) o->row.xid);
+
+				sender.flush_lsn = Max(sender.flush_lsn, lsn);
+			}
+		}
+	}
+
+	/*
+	 * What was queued before we came may be so old that nobody knows its
+	 * commit's place in the log any more: a commit of our own comes after it,
+	 * and is flushed.
+	 */
+	if (!sender.caught_up && n > 0)
+		(void) GetTopTransactionId();
+}
+
+/* Choose the account; true when the message may go */
+static bool
+choose_account(ClaimItem *item, const MessageSource *source, TimestampTz now, Account **account)
+{
+	Owed	   *o = item->owed;
+	const Route *route;
+	Account    *a;
+	int32		account_id;
+	TimestampTz until;
+
+	if (!source->found || source->ended || source->expires_at - now < MIN_LIFE_US)
+	{
+		decide_end(item, END_DROP);
+		return false;
+	}
+	o->fallback_sms = source->fallback_sms;
+
+	route = account_route(o->row.workspace_id);
+	account_id = route == NULL ? 0 : o->row.sms ? route->sms_account : route->whatsapp_account;
+	a = account_id != 0 ? account_get(account_id, now) : NULL;
+	if (a == NULL)
+	{
+		decide_unavailable(item, NULL, "the workspace has no provider account for this channel",
+						   0, true, now);
+		return false;
+	}
+
+	/* The key may come back; until then nobody can tell the code */
+	if (!keyring_has(source->key_id))
+	{
+		roster_report_error("the key of a code is not in the key file");
+		decide_wait(item, TimestampTzPlusMilliseconds(now, KEY_LOOK_MS));
+		return false;
+	}
+
+	switch (account_admit(a, o->reserved, now, &until, &o->probe))
+	{
+		case ADMIT_START:
+			break;
+		case ADMIT_WAIT:
+			o->reserved = until != a->hold_until;
+			decide_wait(item, until);
+			return false;
+		case ADMIT_UNAVAILABLE:
+			decide_unavailable(item, a, a->problem != NULL ? a->problem : "not tried: the account's breaker is open",
+							   until, false, now);
+			return false;
+	}
+	o->account_id = account_id;
+	o->reserved = false;
+	*account = a;
+	return true;
+}
+
+/* Give a text to the channel */
+static const char *
+to_utf8(const char *text)
+{
+	return text == NULL ? NULL : pg_server_to_any(text, strlen(text), PG_UTF8);
+}
+
+/* Make the request */
+static void
+build_request(ClaimItem *item, const MessageSource *source, Account *a, TimestampTz now)
+{
+	Owed	   *o = item->owed;
+	const Channel *channel = channel_for(o->row.sms ? "sms" : "whatsapp", a->provider.provider);
+	ChannelMessage message;
+	char		otp_id[OTP_ID_LENGTH + 1];
+	char		code[CODE_MAX_LENGTH + 1];
+	char		error[HTTP_ERROR_SIZE] = "the provider does not carry this channel";
+	char	   *text = NULL;
+	bool		built = false;
+
+	ulid_format(&o->row.id, otp_id);
+	code_derive(&o->row.id, source->salt, source->key_id, source->length, code);
+
+	memset(&message, 0, sizeof(message));
+	message.otp_id = otp_id;
+	message.number = o->row.number;
+	message.phone = source->phone;
+	message.code = code;
+	message.template = source->template_name;
+	message.language = source->language;
+	message.expires_in = (int) ((source->expires_at - now) / USECS_PER_SEC);
+	if (o->row.sms)
+	{
+		const Route *route = account_route(o->row.workspace_id);
+
+		text = sms_text_fill(source->body, source->last_line, code, message.expires_in,
+							 route != NULL ? route->app_name : NULL);
+		message.text = to_utf8(text);
+		message.sender = to_utf8(source->sender);
+		message.dlt_entity_id = source->dlt_entity_id;
+		message.dlt_template_id = source->dlt_template_id;
+	}
+
+	memset(&item->request, 0, sizeof(item->request));
+	if (channel != NULL)
+		built = channel->build(&a->provider, &message, &item->request, error, sizeof(error));
+	explicit_bzero(code, sizeof(code));
+	if (text != NULL)
+		explicit_bzero(text, strlen(text));
+
+	if (!built)
+	{
+		char		why[HTTP_ERROR_SIZE + ROSTER_ERROR_SIZE];
+
+		if (o->probe)
+			account_probe_off(a, now);
+		o->probe = false;
+		snprintf(why, sizeof(why), "no request could be made: %s", error);
+		roster_report_error(why);
+		decide_unavailable(item, a, why, 0, true, now);
+		return;
+	}
+	item->request.timeout_ms = Min(REQUEST_TIMEOUT_MS, (o->row.expires_at - now) / 1000 + 1);
+	item->request.owner = o;
+
+	/* Plain http is for tests, and whoever allows it means this one address */
+	item->request.allow_insecure = otp_allow_insecure_http &&
+		strncmp(item->request.url, "http://", 7) == 0;
+	item->decision = CLAIM_START;
+}
+
+/* Decide what to do with what was taken */
+static void
+decide_items(TimestampTz now)
+{
+	ClaimItem **items = palloc(sender.nitems * sizeof(ClaimItem *));
+	MessageKey *keys = palloc(sender.nitems * sizeof(MessageKey));
+	MessageSource *sources;
+	Account   **accounts;
+	bool	   *texts;
+	int			n = 0;
+	int			ntexts = 0;
+
+	for (int i = 0; i < sender.nitems; i++)
+	{
+		Owed	   *o = sender.items[i].owed;
+
+		if (sender.items[i].decision != CLAIM_UNDECIDED)
+			continue;
+		items[n] = &sender.items[i];
+		keys[n].workspace_id = o->row.workspace_id;
+		keys[n].slot = o->row.slot;
+		keys[n].id = o->row.id;
+		n++;
+	}
+	if (n == 0)
+		return;
+
+	sources = palloc(n * sizeof(MessageSource));
+	accounts = palloc0(n * sizeof(Account *));
+	texts = palloc0(n * sizeof(bool));
+	message_load(keys, sources, n);
+	for (int i = 0; i < n; i++)
+	{
+		if (choose_account(items[i], &sources[i], now, &accounts[i]) && items[i]->owed->row.sms)
+		{
+			texts[i] = true;
+			ntexts++;
+		}
+	}
+	if (ntexts > 0)
+		message_load_texts(keys, sources, texts, n);
+	for (int i = 0; i < n; i++)
+	{
+		if (items[i]->decision == CLAIM_UNDECIDED)
+			build_request(items[i], &sources[i], accounts[i], now);
+	}
+}
+
+/* Take what is due */
+void
+claim_take(int limit, TimestampTz now)
+{
+	MemoryContext old = MemoryContextSwitchTo(sender.turn_context);
+
+	limit = Min(limit, OUTBOX_BATCH);
+	sender.items = palloc(limit * sizeof(ClaimItem));
+	sender.nitems = 0;
+	sender.more = false;
+	sender.flush_lsn = InvalidXLogRecPtr;
+	outbox_copy_position(&sender.next_position, &sender.position);
+
+	/* The position and the rows must be of one snapshot */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	accounts_refresh();
+	take_waiting(limit, now);
+	if (sender.nitems < limit)
+		take_new(limit, now);
+	else
+		sender.more = true;
+	decide_items(now);
+	PopActiveSnapshot();
+	MemoryContextSwitchTo(old);
+}
+
+/* Carry out what was decided */
+void
+claim_done(TimestampTz now)
+{
+	if (sender.flush_lsn != InvalidXLogRecPtr)
+		XLogFlush(sender.flush_lsn);
+
+	outbox_copy_position(&sender.position, &sender.next_position);
+	if (!sender.more)
+		sender.caught_up = true;
+
+	for (int i = 0; i < sender.nitems; i++)
+	{
+		ClaimItem  *item = &sender.items[i];
+		Owed	   *o = item->owed;
+
+		o->fresh = false;
+		switch (item->decision)
+		{
+			case CLAIM_IGNORE:
+				owed_free(o);
+				break;
+			case CLAIM_UNDECIDED:
+			case CLAIM_WAIT:
+				owed_wait(o, item->until);
+				break;
+			case CLAIM_END:
+				owed_finish(o, o->end, now);
+				break;
+			case CLAIM_START:
+				if (!http_client_start(sender.client, &item->request))
+				{
+					Account    *a = account_known(o->account_id);
+
+					if (o->probe && a != NULL)
+						account_probe_off(a, now);
+					o->probe = false;
+					owed_wait(o, TimestampTzPlusMilliseconds(now, MEMORY_LOOK_MS));
+					break;
+				}
+				o->started_at = now;
+				dlist_push_tail(&sender.in_flight, &o->node);
+				sender.flying++;
+				break;
+		}
+	}
+	sender.nitems = 0;
+	sender.items = NULL;
+}
+
+/*
+ * Undo a claim whose transaction failed. With blame, the one message that was
+ * taken is what makes it fail: then it is given up.
+ */
+void
+claim_undo(bool blame, const char *why, TimestampTz now)
+{
+	blame = blame && sender.nitems == 1;
+	if (blame)
+		outbox_copy_position(&sender.position, &sender.next_position);
+
+	for (int i = 0; i < sender.nitems; i++)
+	{
+		Owed	   *o = sender.items[i].owed;
+
+		if (o->probe)
+		{
+			Account    *a = account_known(o->account_id);
+
+			if (a != NULL)
+				account_probe_off(a, now);
+			o->probe = false;
+		}
+		o->end = END_NONE;
+		if (blame)
+		{
+			o->fresh = false;
+			o->tried = false;
+			o->record = true;
+			o->http_status = 0;
+			o->provider_code = 0;
+			o->message_id = NULL;
+			o->detail = MemoryContextStrdup(sender.outcome_context, why);
+			o->reason = "delivery_failed";
+			owed_finish(o, END_FAILED, now);
+		}
+		else if (o->fresh)
+			owed_free(o);
+		else
+			owed_wait(o, o->row.due_at);
+	}
+	sender.nitems = 0;
+	sender.items = NULL;
+}

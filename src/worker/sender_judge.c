@@ -1,0 +1,182 @@
+/*-------------------------------------------------------------------------
+ *
+ * sender_judge.c
+ *	  Decide what follows from what a provider answered.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+#include "base/compat.h"
+
+#include "mb/pg_wchar.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "base/guc.h"
+#include "worker/sender.h"
+
+/* Between tries: 1 s, 2 s, 4 s, ... a minute, each give or take a quarter. */
+#define RETRY_MS 1000
+#define RETRY_MAX_MS 60000
+
+/* With SMS to fall back to, this many tries of WhatsApp are enough. */
+#define TRIES_BEFORE_FALLBACK 3
+
+/* Of one request whose outcome nobody knows, there is one repeat. */
+#define MAX_UNKNOWN 2
+
+/* Could it go by SMS instead? */
+bool
+judge_can_fall_back(const Owed *o, TimestampTz now)
+{
+	const Route *route;
+
+	if (o->row.sms || !o->fallback_sms || o->row.expires_at - now < MIN_LIFE_US)
+		return false;
+	route = account_known_route(o->row.workspace_id);
+	return route != NULL && route->sms_account != 0;
+}
+
+/* Copy a provider's words, whatever they are, in server encoding */
+static char *
+copy_words(const char *words)
+{
+	char	   *copy;
+
+	if (words == NULL || words[0] == '\0')
+		return NULL;
+	copy = MemoryContextStrdup(sender.outcome_context, words);
+
+	/*
+	 * What comes from outside must not make a statement fail. Nothing but
+	 * UTF-8 can take all of UTF-8.
+	 */
+	if (GetDatabaseEncoding() != PG_UTF8 || !pg_verify_mbstr(PG_UTF8, copy, (int) strlen(copy), true))
+	{
+		for (char *p = copy; *p != '\0'; p++)
+		{
+			if ((unsigned char) *p >= 0x80)
+				*p = '?';
+		}
+	}
+	return copy;
+}
+
+/* When to try again */
+static TimestampTz
+next_try(const Owed *o, int min_delay_ms, TimestampTz now)
+{
+	long		delay = RETRY_MS;
+
+	for (int i = 0; i < o->row.tries && delay < RETRY_MAX_MS; i++)
+		delay *= 2;
+	delay = Min(delay, RETRY_MAX_MS);
+	delay = (long) (delay * (0.75 + 0.5 * compat_random()));
+
+	/* A provider's own delay is the least; the jitter comes on top */
+	if (delay < min_delay_ms)
+		delay = min_delay_ms + (long) (compat_random() * Min(min_delay_ms / 4, 1000));
+	return TimestampTzPlusMilliseconds(now, delay);
+}
+
+/* Try again, or not any more */
+static OwedEnd
+try_again(Owed *o, const Judgement *j, TimestampTz now)
+{
+	int			unknown = o->row.unknown + (j->ambiguous ? 1 : 0);
+	int			tries = o->row.tries + 1;
+	bool		can_fall_back = judge_can_fall_back(o, now);
+
+	if (j->ambiguous && unknown >= MAX_UNKNOWN)
+		return can_fall_back ? END_FALLBACK : END_FAILED;
+	if (can_fall_back && tries >= TRIES_BEFORE_FALLBACK)
+		return END_FALLBACK;
+
+	o->retry_at = next_try(o, j->min_delay_ms, now);
+	if (o->retry_at <= o->row.expires_at - MIN_LIFE_US)
+		return END_RETRY;
+
+	/*
+	 * There is no time for another try. If SMS will not do either, the row
+	 * stays until the code expires: then it is dropped, and the verification
+	 * simply has expired.
+	 */
+	if (can_fall_back)
+		return END_FALLBACK;
+	o->retry_at = o->row.expires_at;
+	return END_RETRY;
+}
+
+/* Note what came of a request */
+static void
+apply_judgement(Owed *o, const Judgement *j, TimestampTz now)
+{
+	OwedEnd		end = END_FAILED;
+
+	o->tried = true;
+	o->record = true;
+	o->unknown = j->ambiguous;
+	o->http_status = j->http_status;
+	o->provider_code = j->provider_code;
+	o->message_id = copy_words(j->message_id);
+	o->detail = copy_words(j->detail);
+	o->reason = NULL;
+
+	switch (j->verdict)
+	{
+		case VERDICT_ACCEPTED:
+			end = END_SENT;
+			o->detail = NULL;
+			break;
+		case VERDICT_RETRY:
+			end = try_again(o, j, now);
+			break;
+		case VERDICT_REFUSED:
+		case VERDICT_ACCOUNT:
+			if (j->fallback && judge_can_fall_back(o, now))
+				end = END_FALLBACK;
+			break;
+	}
+	if (end == END_FAILED)
+		o->reason = j->reason != NULL ? j->reason : "delivery_failed";
+	owed_finish(o, end, now);
+}
+
+/* Judge a response */
+void
+judge_response(const HttpResponse *response, TimestampTz now)
+{
+	Owed	   *o = response->owner;
+	Account    *a = account_known(o->account_id);
+	const Channel *channel = channel_for(o->row.sms ? "sms" : "whatsapp", a->provider.provider);
+	bool		probe = o->probe;
+	Judgement	j;
+
+	memset(&j, 0, sizeof(j));
+	channel->judge(&a->provider, response, &j);
+
+	dlist_delete(&o->node);
+	sender.flying--;
+	o->probe = false;
+	account_judged(a, &j, probe, o->started_at, now);
+	apply_judgement(o, &j, now);
+}
+
+/* Judge a request that we leave without waiting for its answer */
+void
+judge_abandoned(Owed *o, TimestampTz now)
+{
+	Judgement	j;
+
+	memset(&j, 0, sizeof(j));
+	j.verdict = VERDICT_RETRY;
+	j.ambiguous = true;
+	j.fallback = true;
+	j.reason = "delivery_failed";
+	strlcpy(j.detail, "the sender was stopped before the answer came", sizeof(j.detail));
+
+	dlist_delete(&o->node);
+	sender.flying--;
+	o->probe = false;
+	apply_judgement(o, &j, now);
+}
