@@ -23,4 +23,36 @@ include $(PGXS)
 # A header may be included from anywhere
 $(OBJS): $(wildcard src/*.h src/*/*.h)
 
-.PHONY: check-all bench demo simulator
+# ---------- for those who work on it ----------
+
+# Everything, on throw-away servers; "make check" is PGXS's own
+check-all:
+	test/check
+
+demo:
+	test/demo
+
+bench:
+	test/bench/run
+
+simulator:
+	$(MAKE) -C test/simulator
+
+# The version stands in otp.control alone; PGXN wants three numbers
+VERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" otp.control)
+PGXN_VERSION = $(shell echo $(VERSION) | sed 's/^[0-9]*\.[0-9]*$$/&.0/')
+
+META.json: META.json.in otp.control
+	sed -e 's/@VERSION@/$(VERSION)/' -e 's/@PGXN_VERSION@/$(PGXN_VERSION)/' $< >$@
+
+# The archive that PGXN takes
+dist: META.json
+	git archive --format=zip --prefix=otp-delivery-$(PGXN_VERSION)/ --add-file=META.json \
+		-o otp-delivery-$(PGXN_VERSION).zip HEAD
+
+clean: clean-made
+clean-made:
+	rm -f META.json otp-delivery-*.zip
+	$(MAKE) -C test/simulator clean
+
+.PHONY: check-all bench clean-made demo dist simulator

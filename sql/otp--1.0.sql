@@ -3,6 +3,11 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION otp CASCADE" to load this file. \quit
 
+-- Whoever may create objects in the target schema could have an operator
+-- there that fits one of ours better than pg_catalog's: no name below may be
+-- looked up in it.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
 /* ------------------------------------------------------------ conditions */
 
 -- The verbs are called bare. Where PUBLIC may create functions, anybody could
@@ -10,7 +15,7 @@
 DO $$
 BEGIN
 	IF EXISTS (SELECT 1 FROM pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) a
-			   WHERE n.nspname = '@extschema@' AND a.grantee = 0 AND a.privilege_type = 'CREATE') THEN
+			   WHERE n.oid = pg_catalog.to_regnamespace('@extschema@') AND a.grantee = 0 AND a.privilege_type = 'CREATE') THEN
 		RAISE EXCEPTION USING
 			ERRCODE = 'object_not_in_prerequisite_state',
 			MESSAGE = 'PUBLIC may create objects in schema "@extschema@"',
@@ -116,9 +121,11 @@ CREATE TABLE otp.test_numbers (
 	outcome text NOT NULL DEFAULT 'delivered',
 	valid_until timestamptz NOT NULL,
 	set_by text NOT NULL,
-	set_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-	PRIMARY KEY (workspace_id, phone)
+	set_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
+-- Not unique: a violation would show the phone. otp.set_test_number sees to it.
+CREATE INDEX test_numbers_phone ON otp.test_numbers (workspace_id, phone);
+ALTER TABLE otp.test_numbers REPLICA IDENTITY FULL;
 
 -- What the providers' error codes mean and what to do; filled by this script, not dumped.
 CREATE TABLE otp.provider_errors (
@@ -134,9 +141,11 @@ CREATE TABLE otp.phone_failures (
 	workspace_id int NOT NULL,
 	phone text NOT NULL,
 	since timestamptz NOT NULL,				-- start of the 24 hours that are counted
-	failures int NOT NULL,
-	PRIMARY KEY (workspace_id, phone)
+	failures int NOT NULL
 );
+-- Not unique: a violation would show the phone. The only sender of the database writes here.
+CREATE INDEX phone_failures_phone ON otp.phone_failures (workspace_id, phone);
+ALTER TABLE otp.phone_failures REPLICA IDENTITY FULL;
 
 -- One row per code. Written only by the verbs (and the write-back of attempts).
 CREATE TABLE otp.verifications (
@@ -202,6 +211,8 @@ CREATE TABLE otp.outbox (
 	channel text NOT NULL
 );
 CREATE INDEX outbox_position ON otp.outbox (xid, id, number);
+-- Without a key, a publication FOR ALL TABLES would forbid the sender its DELETEs
+ALTER TABLE otp.outbox REPLICA IDENTITY FULL;
 ALTER TABLE otp.outbox SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 
 DO $$
@@ -219,32 +230,32 @@ END $$;
 
 /* ------------------------------------------------------------- the verbs */
 
-CREATE FUNCTION otp_send(
+CREATE FUNCTION @extschema@.otp_send(
 	phone text, template text = NULL, length int = NULL, expires_in int = NULL, fallback_sms bool = NULL,
 	metadata jsonb = NULL, channel text = NULL, context text = NULL, language text = NULL,
 	limit_keys text[] = NULL, idempotency_key text = NULL, workspace text = NULL,
 	OUT success bool, OUT otp_id text, OUT channel text, OUT phone text, OUT expires_at timestamptz,
 	OUT expires_in int, OUT message_id text)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION otp_send IS
+COMMENT ON FUNCTION @extschema@.otp_send IS
 'Make a one-time code and queue its delivery in this transaction.
 phone: E.164. template, language, channel (whatsapp or sms), length (4, 6 or 8 digits), expires_in (60 to 900 seconds), fallback_sms: NULL is the workspace''s default in otp.workspaces. metadata: an object of up to 4 kB, kept with the code. context: what the code may be used for, up to 256 bytes; the same must be given to otp_verify. limit_keys, idempotency_key: not supported yet. workspace: NULL is otp.workspace, else the only one granted.
 Result: success (always true), otp_id, channel, phone, expires_at, expires_in (seconds), message_id (NULL: delivery follows the commit).
 Errors: OT400 invalid_phone, OT4T0 template_not_found, OT403 module_inactive, OT429 rate_limit_exceeded, OT503 meta_api_unavailable, OT500 key_unavailable, 22023 for any other argument, 42501 without a grant; DETAIL is a JSON object {"code", "retry_after" (seconds), "limit"}.';
 
-CREATE FUNCTION otp_verify(
+CREATE FUNCTION @extschema@.otp_verify(
 	otp_id text, code text, context text = NULL, phone text = NULL,
 	OUT valid bool, OUT otp_id text, OUT phone text, OUT verified_at timestamptz, OUT channel text,
 	OUT error text, OUT attempts_remaining int, OUT retry_after int)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION otp_verify IS
+COMMENT ON FUNCTION @extschema@.otp_verify IS
 'Check a code. Never raises for a wrong, late, used or unknown one.
 otp_id: from otp_send. code: what the user typed. context: as given to otp_send. phone: when given, a code for another phone is not found.
 Result: valid; phone, verified_at and channel only when valid; error: invalid_code, otp_not_found, otp_already_verified, otp_canceled, otp_expired, rate_limit_exceeded (no attempt left, or, with retry_after in seconds, the phone has failed too often) or otp_failed (delivery failed for good); attempts_remaining.
 A wrong guess counts even when its transaction is rolled back. A right one that is rolled back can be used again.
 Errors: 25006 in a read-only transaction or on a standby, 53400 when the ledger of attempts is full, OT500 key_unavailable, 22023, 42501.';
 
-CREATE FUNCTION otp_status(
+CREATE FUNCTION @extschema@.otp_status(
 	otp_id text,
 	OUT otp_id text, OUT status text, OUT phone text, OUT channel text, OUT created_at timestamptz,
 	OUT expires_at timestamptz, OUT verified_at timestamptz, OUT attempts int, OUT fallback_used bool,
@@ -252,26 +263,26 @@ CREATE FUNCTION otp_status(
 	OUT delivered_at timestamptz, OUT ended_at timestamptz, OUT attempts_remaining int, OUT error text,
 	OUT error_detail text, OUT metadata jsonb)
 RETURNS SETOF record AS 'MODULE_PATHNAME' LANGUAGE C STABLE PARALLEL UNSAFE ROWS 1;
-COMMENT ON FUNCTION otp_status IS
+COMMENT ON FUNCTION @extschema@.otp_status IS
 'Tell where a verification stands: one row, or none for an unknown id.
 status: pending, delivered, verified, expired, failed or canceled. sent_at: when a provider accepted the (last) message. error: why it failed: delivery_failed, too_many_attempts, template_not_found or provider_unavailable; error_detail: the provider''s code and words.';
 
-CREATE FUNCTION otp_resend(
+CREATE FUNCTION @extschema@.otp_resend(
 	otp_id text, channel text = NULL,
 	OUT success bool, OUT otp_id text, OUT channel text, OUT phone text, OUT expires_at timestamptz,
 	OUT expires_in int, OUT message_id text)
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION otp_resend IS
+COMMENT ON FUNCTION @extschema@.otp_resend IS
 'Send the same code again, over the same or another channel. Expiry and attempts stay as they are; the limits of sending apply.
 Result: as otp_send; expires_in is the seconds that are left.
 Errors: as otp_send, and OT404 otp_not_found, OT422 otp_already_verified, OT409 otp_canceled, OT410 otp_expired, OT424 otp_failed, OT429 when no attempt is left.';
 
-CREATE FUNCTION otp_cancel(otp_id text) RETURNS bool
+CREATE FUNCTION @extschema@.otp_cancel(otp_id text) RETURNS bool
 AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION otp_cancel IS
+COMMENT ON FUNCTION @extschema@.otp_cancel IS
 'Let a code never be right again. Result: true; false for an unknown id or a verification that has ended.';
 
-CREATE FUNCTION otp_wait(
+CREATE FUNCTION @extschema@.otp_wait(
 	otp_id text, timeout interval = '5s',
 	OUT otp_id text, OUT status text, OUT phone text, OUT channel text, OUT created_at timestamptz,
 	OUT expires_at timestamptz, OUT verified_at timestamptz, OUT attempts int, OUT fallback_used bool,
@@ -279,7 +290,7 @@ CREATE FUNCTION otp_wait(
 	OUT delivered_at timestamptz, OUT ended_at timestamptz, OUT attempts_remaining int, OUT error text,
 	OUT error_detail text, OUT metadata jsonb)
 RETURNS SETOF record AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
-COMMENT ON FUNCTION otp_wait IS
+COMMENT ON FUNCTION @extschema@.otp_wait IS
 'Wait until the first message of a verification has an outcome, or the timeout (at most 30 seconds) is over, then answer as otp_status.
 Errors: 55000 for a verification sent by the current transaction: commit first.';
 
@@ -646,7 +657,7 @@ JOIN otp.workspaces w USING (workspace_id)
 LEFT JOIN otp.messages m ON m.slot = v.slot AND m.workspace_id = v.workspace_id AND m.verification_id = v.id
 LEFT JOIN otp.provider_accounts a USING (account_id)
 LEFT JOIN otp.provider_errors e ON e.provider = a.provider AND e.code = m.provider_code
-WHERE v.workspace_id = ANY (otp.my_workspaces());
+WHERE v.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
 COMMENT ON VIEW otp.deliveries IS
 'One row per message, and one per verification without any: what became of it, why, and what to do. By phone: SELECT * FROM otp.deliveries WHERE phone = $1 ORDER BY created_at DESC.';
 
@@ -672,7 +683,7 @@ FROM otp.verifications v
 JOIN otp.workspaces w USING (workspace_id)
 LEFT JOIN otp.messages m ON m.slot = v.slot AND m.workspace_id = v.workspace_id AND m.verification_id = v.id
 WHERE v.test_outcome IS NULL
-	AND (v.workspace_id = ANY (otp.my_workspaces()) OR pg_catalog.pg_has_role('pg_monitor', 'USAGE'))
+	AND (v.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]) OR pg_catalog.pg_has_role('pg_monitor', 'USAGE'))
 GROUP BY 1, 2, 3;
 COMMENT ON VIEW otp.delivery_stats IS
 'Per hour of sending, workspace and channel: messages, sent, delivered and verified in percent of sent, and the median and 95th percentile of the seconds from otp_send to each. Test numbers do not count.';
@@ -745,19 +756,30 @@ COMMENT ON FUNCTION otp.check_setup IS
 
 DO $$
 DECLARE
-	name text;
+	object record;
 BEGIN
-	-- Nothing is for PUBLIC; otp.grant_workspace says who may use what
-	FOR name IN
-		SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p
-		JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid AND d.deptype = 'e'
-		JOIN pg_catalog.pg_extension e ON d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.refobjid = e.oid AND e.extname = 'otp'
+	-- Nothing is for PUBLIC, nor for whom default privileges name; otp.grant_workspace says who may use what
+	FOR object IN
+		WITH members AS (
+			SELECT d.classid, d.objid FROM pg_catalog.pg_depend d
+			JOIN pg_catalog.pg_extension e ON d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.refobjid = e.oid
+			WHERE d.deptype = 'e' AND e.extname = 'otp'
+		), acls AS (
+			SELECT 'FUNCTION ' || p.oid::pg_catalog.regprocedure::text AS name, p.proowner AS owner,
+				coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner)) AS acl
+			FROM pg_catalog.pg_proc p JOIN members m ON m.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND m.objid = p.oid
+			UNION ALL
+			SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::pg_catalog.regclass::text, c.relowner, c.relacl
+			FROM pg_catalog.pg_class c JOIN members m ON m.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND m.objid = c.oid
+			UNION ALL
+			SELECT 'SCHEMA otp', n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname = 'otp'
+		)
+		SELECT DISTINCT acls.name, CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END AS grantee
+		FROM acls, pg_catalog.aclexplode(acls.acl) a WHERE a.grantee <> acls.owner
 	LOOP
-		EXECUTE 'REVOKE ALL ON FUNCTION ' || name || ' FROM PUBLIC';
+		EXECUTE pg_catalog.format('REVOKE ALL ON %s FROM %s', object.name, object.grantee);
 	END LOOP;
 END $$;
-REVOKE ALL ON ALL TABLES IN SCHEMA otp FROM PUBLIC;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA otp FROM PUBLIC;
 GRANT USAGE ON SCHEMA otp TO pg_monitor;
 GRANT SELECT ON otp.health, otp.delivery_stats, otp.provider_errors TO pg_monitor;
 GRANT EXECUTE ON FUNCTION otp.my_workspaces(), otp.worker_status(), otp.breaker_status(), otp.key_status() TO pg_monitor;
@@ -769,7 +791,8 @@ SELECT pg_catalog.pg_extension_config_dump('otp.provider_accounts', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.provider_accounts_account_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.workspaces', 'WHERE NOT seeded');
 SELECT pg_catalog.pg_extension_config_dump('otp.workspaces_workspace_id_seq', '');
-SELECT pg_catalog.pg_extension_config_dump('otp.workspace_grants', '');
+-- A dropped role dumps as its number, which may be another role's where it is restored
+SELECT pg_catalog.pg_extension_config_dump('otp.workspace_grants', 'WHERE role::pg_catalog.oid IN (SELECT r.oid FROM pg_catalog.pg_roles r)');
 SELECT pg_catalog.pg_extension_config_dump('otp.templates', 'WHERE NOT seeded');
 SELECT pg_catalog.pg_extension_config_dump('otp.sms_texts', 'WHERE NOT seeded');
 SELECT pg_catalog.pg_extension_config_dump('otp.test_numbers', '');

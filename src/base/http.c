@@ -1142,7 +1142,7 @@ http_client_run(HttpClient *client)
 	if (client->broken)
 		replace_multi(client);
 
-	/* A busy set is left for the next turn, so that the caller gets his */
+	/* A busy set is left for the next turn, so that the caller gets a turn too */
 	for (int call = 0; call < CALLS_PER_RUN && client->multi != NULL; call++)
 	{
 		CURLMcode	code = CURLM_OK;

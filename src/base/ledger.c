@@ -19,7 +19,9 @@
 #include "base/compat.h"
 
 #include "access/transam.h"
+#include "common/hashfn.h"
 #include "miscadmin.h"
+#include "port/atomics.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 #include "utils/hsearch.h"
@@ -31,10 +33,22 @@
 /* Failures per phone are counted over a day from the first one. */
 #define PHONE_WINDOW ((int64) 24 * 3600 * USECS_PER_SEC)
 
+/*
+ * Entries of a workspace that holds so many times more than what is free must
+ * wait: with one of them the ledger fills to 8/9, and however many there are,
+ * something is left for those who need little. Otherwise whoever keeps rows
+ * locked would stop all databases of the server. Workspaces are told apart by
+ * a hash; two that share a counter share its allowance.
+ */
+#define TENANT_SHARE 8
+#define TENANT_COUNTERS 1024
+
 typedef struct Ledger
 {
 	LWLock	   *lock;
 	int			used;
+	pg_atomic_uint32 phone_settles;
+	int			tenants[TENANT_COUNTERS];	/* entries in use */
 } Ledger;
 
 static Ledger *ledger = NULL;
@@ -60,6 +74,8 @@ ledger_shmem_init(void)
 	{
 		ledger->lock = &(GetNamedLWLockTranche("otp_ledger"))->lock;
 		ledger->used = 0;
+		pg_atomic_init_u32(&ledger->phone_settles, 0);
+		memset(ledger->tenants, 0, sizeof(ledger->tenants));
 	}
 
 	memset(&info, 0, sizeof(info));
@@ -91,6 +107,15 @@ phone_key(LedgerKey *key, int32 workspace_id, const char *phone)
 	memcpy(key->what, phone, Min(strlen(phone), sizeof(key->what)));
 }
 
+/* Find the counter of a workspace's entries */
+static int *
+tenant_counter(const LedgerKey *key)
+{
+	uint32		hash = hash_combine(murmurhash32(key->database), murmurhash32(key->workspace_id));
+
+	return &ledger->tenants[hash % TENANT_COUNTERS];
+}
+
 /* Find an entry, or NULL */
 static LedgerEntry *
 find_entry(const LedgerKey *key)
@@ -111,7 +136,9 @@ add_entry(const LedgerKey *key)
 		entry->taken = 0;
 		entry->created_xid = InvalidTransactionId;
 		entry->since = 0;
+		entry->expires_at = 0;
 		ledger->used++;
+		(*tenant_counter(key))++;
 	}
 	return entry;
 }
@@ -120,8 +147,13 @@ add_entry(const LedgerKey *key)
 static void
 remove_entry(const LedgerKey *key)
 {
+	int		   *tenant = tenant_counter(key);
+
 	if (hash_search(ledger_hash, key, HASH_REMOVE, NULL) != NULL)
+	{
 		ledger->used--;
+		(*tenant)--;
+	}
 }
 
 /* Give the count of wrong guesses */
@@ -138,6 +170,14 @@ ledger_attempts(int32 workspace_id, const pg_uuid_t *id, int attempts)
 		attempts = entry->count;
 	LWLockRelease(ledger->lock);
 	return attempts;
+}
+
+/* Give the count of phones settled */
+uint32
+ledger_phone_settles(void)
+{
+	/* No barrier: the snapshot that is taken next is one */
+	return pg_atomic_read_u32(&ledger->phone_settles);
 }
 
 /* Count a guess */
@@ -159,6 +199,16 @@ ledger_take(LedgerGuess *guess, int *attempts, int *retry_after)
 	guess->entry_made = guess->phone_entry_made = false;
 
 	LWLockAcquire(ledger->lock, LW_EXCLUSIVE);
+
+	/*
+	 * Whoever had to wait for the row of the verification has read the
+	 * phone's before that.
+	 */
+	if (guess->phone_limit > 0 && guess->phone_settles != pg_atomic_read_u32(&ledger->phone_settles))
+	{
+		LWLockRelease(ledger->lock);
+		return LEDGER_STALE;
+	}
 
 	entry = find_entry(&key);
 	count = Max(guess->attempts, entry != NULL ? entry->count : 0);
@@ -191,7 +241,9 @@ ledger_take(LedgerGuess *guess, int *attempts, int *retry_after)
 		answer = LEDGER_COOLING;
 		*retry_after = (int) ((since + PHONE_WINDOW - guess->now) / USECS_PER_SEC) + 1;
 	}
-	else if (ledger->used + needed > otp_ledger_size)
+	else if (ledger->used + needed > otp_ledger_size ||
+			 (needed > 0 &&
+			  *tenant_counter(&key) + needed > TENANT_SHARE * (otp_ledger_size - ledger->used)))
 		answer = LEDGER_FULL;
 	else
 	{
@@ -218,6 +270,7 @@ ledger_take(LedgerGuess *guess, int *attempts, int *retry_after)
 			entry->count = count + 1;
 			entry->taken++;
 			entry->created_xid = guess->created_xid;
+			entry->expires_at = guess->expires_at;
 			*attempts = entry->count;
 			if (phone_entry != NULL)
 			{
@@ -254,7 +307,7 @@ ledger_wrong(const LedgerGuess *guess)
 
 /* Take one guess back from an entry */
 static void
-give_back(const LedgerKey *key, bool entry_made)
+give_back(const LedgerKey *key, bool entry_made, int committed)
 {
 	LedgerEntry *entry = find_entry(key);
 
@@ -263,8 +316,8 @@ give_back(const LedgerKey *key, bool entry_made)
 	entry->count--;
 	entry->taken--;
 
-	/* Made for this guess alone, it says no more than the row does */
-	if (entry_made && entry->taken == 0)
+	/* Made for this guess, and no other has failed since: it says no more than the row does */
+	if (entry_made && entry->taken == 0 && entry->count <= committed)
 		remove_entry(key);
 }
 
@@ -276,11 +329,12 @@ ledger_right(const LedgerGuess *guess)
 
 	LWLockAcquire(ledger->lock, LW_EXCLUSIVE);
 	verification_key(&key, guess->workspace_id, &guess->id);
-	give_back(&key, guess->entry_made);
+	give_back(&key, guess->entry_made, guess->attempts);
 	if (guess->phone_limit > 0)
 	{
 		phone_key(&key, guess->workspace_id, guess->phone);
-		give_back(&key, guess->phone_entry_made);
+		give_back(&key, guess->phone_entry_made,
+				  guess->phone_since != 0 && guess->now - guess->phone_since < PHONE_WINDOW ? guess->phone_failures : 0);
 	}
 	LWLockRelease(ledger->lock);
 }
@@ -294,7 +348,7 @@ ledger_has_entries(Oid database)
 
 /* Copy the entries of a database */
 int
-ledger_list(Oid database, LedgerEntry *entries, int max)
+ledger_list(Oid database, LedgerEntry *entries, int max, int skip)
 {
 	HASH_SEQ_STATUS status;
 	LedgerEntry *entry;
@@ -307,6 +361,11 @@ ledger_list(Oid database, LedgerEntry *entries, int max)
 		/* A guess in progress may yet be given back */
 		if (entry->key.database != database || entry->taken > 0)
 			continue;
+		if (skip > 0)
+		{
+			skip--;
+			continue;
+		}
 		if (n == max)
 		{
 			hash_seq_term(&status);
@@ -328,7 +387,11 @@ ledger_settle(const LedgerKey *key, int committed, TimestampTz since)
 	entry = find_entry(key);
 	if (entry != NULL && entry->taken == 0 && entry->count <= committed &&
 		(key->kind != LEDGER_PHONE || entry->since == since))
+	{
 		remove_entry(key);
+		if (key->kind == LEDGER_PHONE)
+			pg_atomic_fetch_add_u32(&ledger->phone_settles, 1);
+	}
 	LWLockRelease(ledger->lock);
 }
 

@@ -36,6 +36,7 @@ typedef struct LedgerEntry
 	int32		taken;			/* guesses counted and not yet compared */
 	TransactionId created_xid;	/* that sent the verification */
 	TimestampTz since;			/* phone: start of the window counted */
+	TimestampTz expires_at;		/* verification: no guess is right from then on */
 } LedgerEntry;
 
 /* What a guess is counted against, as read from the locked row */
@@ -45,11 +46,13 @@ typedef struct LedgerGuess
 	pg_uuid_t	id;
 	const char *phone;
 	TransactionId created_xid;
+	TimestampTz expires_at;
 	int			attempts;		/* the row's */
 	int			max_attempts;
 	int			phone_failures; /* committed */
 	TimestampTz phone_since;	/* start of their window, or 0 */
 	int			phone_limit;	/* failures in 24 h, 0 is no limit */
+	uint32		phone_settles;	/* ledger_phone_settles, from before the two were read */
 	TimestampTz now;
 	/* set by ledger_take */
 	bool		entry_made;
@@ -61,6 +64,7 @@ typedef enum LedgerAnswer
 	LEDGER_TAKEN,				/* counted: compare now */
 	LEDGER_USED_UP,				/* no attempt left */
 	LEDGER_COOLING,				/* the phone has failed too often */
+	LEDGER_STALE,				/* read the phone's failures again, and come back */
 	LEDGER_FULL					/* no room to count, so no guess */
 } LedgerAnswer;
 
@@ -69,6 +73,13 @@ extern void ledger_shmem_init(void);
 
 /* Wrong guesses of a verification, from the ledger or the row, whichever is more. */
 extern int	ledger_attempts(int32 workspace_id, const pg_uuid_t *id, int attempts);
+
+/*
+ * How many counts of phones have moved from the ledger to their rows. What a
+ * guess knows of its phone's row must have been read after this was asked:
+ * by when it is used, the ledger may have let go of what the row said later.
+ */
+extern uint32 ledger_phone_settles(void);
 
 /*
  * Count a guess before it is compared. On LEDGER_TAKEN *attempts is the
@@ -83,12 +94,12 @@ extern void ledger_right(const LedgerGuess *guess);
 /* Cheap and without a lock: may the ledger hold anything of this database? */
 extern bool ledger_has_entries(Oid database);
 
-/* Copy up to max entries of a database; gives their number. */
-extern int	ledger_list(Oid database, LedgerEntry *entries, int max);
+/* Copy up to max entries of a database, after skip others; gives their number. */
+extern int	ledger_list(Oid database, LedgerEntry *entries, int max, int skip);
 
 /*
  * Drop an entry whose count a committed row now carries, or whose row is
- * gone for good (committed INT_MAX). Left alone when it has grown since.
+ * gone or expired for good (committed INT_MAX). Left alone when it has grown since.
  */
 extern void ledger_settle(const LedgerKey *key, int committed, TimestampTz since);
 

@@ -81,10 +81,11 @@ drop_full_buckets(TimestampTz now)
 
 /* Take one send */
 bool
-limiter_take(int32 workspace_id, int per_second, TimestampTz now, int *retry_after)
+limiter_take(int32 workspace_id, int per_second, int *retry_after)
 {
 	BucketKey	key;
 	Bucket	   *bucket;
+	TimestampTz now;
 	bool		found;
 	bool		taken = false;
 
@@ -93,6 +94,12 @@ limiter_take(int32 workspace_id, int per_second, TimestampTz now, int *retry_aft
 	key.workspace_id = workspace_id;
 
 	LWLockAcquire(*limiter_lock, LW_EXCLUSIVE);
+
+	/*
+	 * Read under the lock: with the time of a caller who has waited for
+	 * something the bucket would fill again from then on.
+	 */
+	now = GetCurrentTimestamp();
 	bucket = hash_search(limiter_hash, &key, HASH_ENTER_NULL, &found);
 	if (bucket == NULL)
 	{

@@ -18,6 +18,6 @@ extern void limiter_shmem_init(void);
  * and refills evenly. False when it is empty; *retry_after is then the
  * seconds, at least 1, after which there is one again.
  */
-extern bool limiter_take(int32 workspace_id, int per_second, TimestampTz now, int *retry_after);
+extern bool limiter_take(int32 workspace_id, int per_second, int *retry_after);
 
 #endif							/* OTP_LIMITER_H */

@@ -28,6 +28,9 @@
 
 #include "base/owner.h"
 
+/* Of auto_explain, where it is loaded; since 16 */
+#define PARAMETER_LOGGING "auto_explain.log_parameter_max_length"
+
 /*
  * pg_extension has no syscache, so what was found is dropped whenever a
  * schema changes: the extension's own schema comes and goes with it.
@@ -102,6 +105,12 @@ owner_enter(OwnerScope *scope)
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
+
+	/* Phones are parameters of our statements, and auto_explain may log those */
+	if (GetConfigOption(PARAMETER_LOGGING, true, false) != NULL)
+		(void) set_config_option(PARAMETER_LOGGING, "0",
+								 PGC_SUSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 }
 
 /* Be the caller again */
@@ -118,9 +127,12 @@ owner_require(const char *function)
 {
 	Oid			owner = owner_id();
 
+	/* The call may hold a secret: it stays out of the log */
 	if (!has_privs_of_role(GetUserId(), owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for function %s", function),
-				 errhint("Only the owner of extension \"otp\" and members of that role may call it.")));
+				 errhint("Only the owner of extension \"otp\" and members of that role may call it."),
+				 errhidestmt(true),
+				 errhidecontext(true)));
 }

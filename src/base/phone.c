@@ -78,7 +78,7 @@ phone_defect(const char *phone, size_t len)
 	if (others)
 		return "has characters that are not digits";
 	if (phone[0] != '+')
-		return "no leading +";
+		return "has no leading +";
 	if (len > 1 && phone[1] == '0')
 		return "starts with 0";
 	if (len - 1 < PHONE_MIN_DIGITS)

@@ -139,8 +139,11 @@ extern bool roster_add(Oid database);
 /* Give away the slot of a database that is still known not to have the extension. */
 extern bool roster_forget_absent(Oid database);
 
-/* Was there no room for an announced database since the last call? */
-extern bool roster_take_overflow(void);
+/*
+ * Since the last call: was there no room for an announced database, and has
+ * a database gone?
+ */
+extern void roster_take_news(bool *overflow, bool *rescan);
 
 extern void roster_ask_to_yield(Oid database);
 extern void roster_set_starved(Oid database, bool starved);

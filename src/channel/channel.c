@@ -313,6 +313,10 @@ channel_add_detail(Judgement *out, const char *before, const json_t *words, cons
 	if (text == NULL || text[0] == '\0')
 		return;
 
+	/* "(#131026) Message undeliverable": the code has its own place, and would be masked here */
+	if (strncmp(text, "(#", 2) == 0 && strstr(text, ") ") != NULL)
+		text = strstr(text, ") ") + 2;
+
 	if (length > 0)
 	{
 		for (; *before != '\0'; before++)

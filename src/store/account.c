@@ -66,6 +66,7 @@ account_lock(const char *name, const char *provider, AccountRow *account)
 		int			key_id = DatumGetInt32(SPI_getbinval(tuple, desc, 5, &isnull));
 		size_t		length;
 
+		key_require(key_id);
 		account->secrets = unseal(secrets, account_purpose(account->account_id), key_id, &length);
 	}
 }

@@ -12,6 +12,8 @@
 #include "postgres.h"
 #include "base/compat.h"
 
+#include <limits.h>
+
 #include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
@@ -31,6 +33,12 @@
 /* Entries per round: bounds the transaction */
 #define ROUND_SIZE 512
 
+/* No new round after this long: the caller has messages to send, too */
+#define WRITE_BACK_MS 100
+
+/* How long an entry outlives its code: room for a clock that is set back a little */
+#define EXPIRED_GRACE (60 * USECS_PER_SEC)
+
 /* Write back the count of one verification; true when its entry may go */
 static bool
 write_verification(const LedgerEntry *entry, bool creator_running, int *committed)
@@ -42,6 +50,16 @@ write_verification(const LedgerEntry *entry, bool creator_running, int *committe
 	pg_uuid_t	id;
 	int			leaf;
 	bool		isnull;
+
+	/*
+	 * No guess is right any more. Else whoever keeps rows locked, in a
+	 * prepared transaction even, would keep the ledger full for everybody.
+	 */
+	if (entry->expires_at + EXPIRED_GRACE < GetCurrentTimestamp())
+	{
+		*committed = INT_MAX;
+		return true;
+	}
 
 	memcpy(id.data, entry->key.what, UUID_LEN);
 	leaf = ulid_slot(&id);
@@ -78,7 +96,8 @@ static bool
 write_phone(const LedgerEntry *entry, int *committed)
 {
 	static SPIPlanPtr read_plan = NULL;
-	static SPIPlanPtr write_plan = NULL;
+	static SPIPlanPtr update_plan = NULL;
+	static SPIPlanPtr insert_plan = NULL;
 	Oid			types[] = {INT4OID, TEXTOID, TIMESTAMPTZOID, INT4OID};
 	Datum		values[4];
 	char		phone[LEDGER_PHONE_LENGTH + 1] = {0};
@@ -101,37 +120,28 @@ write_phone(const LedgerEntry *entry, int *committed)
 	if (*committed >= entry->count)
 		return true;
 
-	plan_keep(&write_plan,
-			  "INSERT INTO otp.phone_failures AS f (workspace_id, phone, since, failures) VALUES ($1, $2, $3, $4)"
-			  " ON CONFLICT (workspace_id, phone) DO UPDATE SET since = excluded.since, failures = excluded.failures"
-			  " WHERE f.since < excluded.since OR f.failures < excluded.failures",
+	/* Without a unique index, whose violation would show the phone; we are the only ones who write */
+	plan_keep(&update_plan,
+			  "UPDATE otp.phone_failures f SET since = $3, failures = $4 WHERE f.workspace_id = $1 AND f.phone = $2",
 			  4, types);
-	plan_run(write_plan, values, NULL, NULL, false, 0);
+	plan_keep(&insert_plan,
+			  "INSERT INTO otp.phone_failures (workspace_id, phone, since, failures) VALUES ($1, $2, $3, $4)",
+			  4, types);
+	plan_run(update_plan, values, NULL, NULL, false, 0);
+	if (SPI_processed == 0)
+		plan_run(insert_plan, values, NULL, NULL, false, 0);
 	return false;
 }
 
-/* Write the counts back */
-void
-attempts_write_back(void)
+/* Write some counts back; gives how many entries may go */
+static int
+write_round(LedgerEntry *entries, int n)
 {
-	LedgerEntry *entries;
-	bool	   *running;
-	bool	   *done;
-	int		   *committed;
-	int			n;
+	bool		running[ROUND_SIZE];
+	bool		done[ROUND_SIZE];
+	int			committed[ROUND_SIZE];
+	int			ndone = 0;
 	OwnerScope	owner;
-
-	/* Allocated here and not in the transaction, which ends before they are used last */
-	entries = palloc(sizeof(LedgerEntry) * ROUND_SIZE);
-	n = ledger_list(MyDatabaseId, entries, ROUND_SIZE);
-	if (n == 0)
-	{
-		pfree(entries);
-		return;
-	}
-	running = palloc0(sizeof(bool) * n);
-	done = palloc0(sizeof(bool) * n);
-	committed = palloc0(sizeof(int) * n);
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -152,6 +162,7 @@ attempts_write_back(void)
 			elog(ERROR, "SPI_connect did not connect");
 		for (int i = 0; i < n; i++)
 		{
+			committed[i] = 0;
 			if (entries[i].key.kind == LEDGER_VERIFICATION)
 				done[i] = write_verification(&entries[i], running[i], &committed[i]);
 			else
@@ -160,16 +171,54 @@ attempts_write_back(void)
 		SPI_finish();
 		owner_leave(&owner);
 	}
+	else
+	{
+		/* The extension was dropped, and all rows with it */
+		for (int i = 0; i < n; i++)
+		{
+			committed[i] = INT_MAX;
+			done[i] = !running[i];
+		}
+	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	pgstat_report_stat(false);
 
 	for (int i = 0; i < n; i++)
-		if (done[i])
-			ledger_settle(&entries[i].key, committed[i], entries[i].since);
+	{
+		if (!done[i])
+			continue;
+		ledger_settle(&entries[i].key, committed[i], entries[i].since);
+		ndone++;
+	}
+	return ndone;
+}
 
-	pfree(entries);
-	pfree(running);
-	pfree(done);
-	pfree(committed);
+/* Write the counts back */
+bool
+attempts_write_back(void)
+{
+	static LedgerEntry entries[ROUND_SIZE];
+
+	/*
+	 * Where the next round begins: entries whose rows somebody keeps locked
+	 * must not hold up those behind them.
+	 */
+	static int	skip = 0;
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WRITE_BACK_MS);
+	bool		found = skip > 0;
+	int			n;
+
+	do
+	{
+		n = ledger_list(MyDatabaseId, entries, ROUND_SIZE, skip);
+		if (n > 0)
+		{
+			found = true;
+			skip += n - write_round(entries, n);
+		}
+	} while (n == ROUND_SIZE && GetCurrentTimestamp() < until);
+	if (n < ROUND_SIZE)
+		skip = 0;
+	return found;
 }

@@ -20,7 +20,7 @@
 static const char *const privileges[] = {
 	"USAGE ON SCHEMA otp",
 	"SELECT ON otp.deliveries, otp.delivery_stats, otp.provider_errors",
-	"EXECUTE ON FUNCTION otp.my_workspaces()",
+	"EXECUTE ON FUNCTION otp.my_workspaces(), otp.format_id(uuid), otp.parse_id(text)",
 };
 
 /* Change the privileges of a role */

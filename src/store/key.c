@@ -8,14 +8,35 @@
 #include "postgres.h"
 #include "base/compat.h"
 
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/syscache.h"
 
 #include "base/keyring.h"
 #include "store/key.h"
 #include "store/plan.h"
+
+/*
+ * Advisory locks of SQL use 1 and 2 in this field of the lock tag: nobody can
+ * take one of ours.
+ */
+#define KEY_LOCK_METHOD 0x4f4b
+
+/* Has a committed row of otp.keys the current key? */
+static bool known = false;
+
+/* Forget it: the extension, and otp.keys with it, may have been made anew */
+static void
+forget_known_key(Datum arg, int cacheid, uint32 hashvalue)
+{
+	known = false;
+}
 
 /* Read the keys of the database; tells how many there are and how many the file has */
 static int
@@ -51,10 +72,12 @@ key_for_writing(void)
 {
 	static SPIPlanPtr plan = NULL;
 	static int	known_key;
-	static bool known = false;
+	static FullTransactionId inserted_by;
+	static bool callback_registered = false;
 	Oid			types[] = {INT4OID, TEXTOID};
 	Datum		values[2];
-	char		fingerprint[17];
+	LOCKTAG		tag;
+	char		fingerprint[FINGERPRINT_LENGTH + 1];
 	bool		current_known;
 	int			in_file;
 	char	   *missing;
@@ -62,28 +85,66 @@ key_for_writing(void)
 
 	if (known && known_key == current)
 		return current;
+	if (!callback_registered)
+	{
+		CacheRegisterSyscacheCallback(NAMESPACEOID, forget_known_key, (Datum) 0);
+		callback_registered = true;
+	}
 
 	if (read_keys(current, &current_known, &in_file, &missing) > 0 && in_file == 0)
 		keyring_raise(psprintf("Copy the key with the fingerprint %s from the key file of the server that this database came from.", missing));
 
 	if (!current_known)
 	{
-		/* A rotation, or the very first use */
+		/*
+		 * A rotation, or the very first use. Somebody else may be at it, in a
+		 * transaction that stays open: then the insert would wait for its
+		 * end, and all senders with us. The next send will do.
+		 */
+		SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) current, 0, KEY_LOCK_METHOD);
+		if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+			return current;
+
 		plan_keep(&plan,
 				  "INSERT INTO otp.keys (key_id, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING",
 				  lengthof(types), types);
 		keyring_fingerprint(current, fingerprint);
 		values[0] = Int32GetDatum(current);
 		values[1] = CStringGetTextDatum(fingerprint);
-		plan_run(plan, values, NULL, NULL, false, 0);
-
-		/* It may be rolled back: remember only what is committed */
+		plan_run_latest(plan, values, NULL, 0);
+		inserted_by = GetTopFullTransactionIdIfAny();
 		return current;
 	}
 
+	/* It may be rolled back: remember only what is committed */
+	if (FullTransactionIdIsValid(inserted_by) &&
+		FullTransactionIdEquals(inserted_by, GetTopFullTransactionIdIfAny()))
+		return current;
 	known_key = current;
 	known = true;
 	return current;
+}
+
+/* Require a key used before */
+void
+key_require(int key_id)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID};
+	Datum		values[1];
+	char	   *why;
+
+	if (keyring_has(key_id))
+		return;
+
+	/* The key file cannot tell what it lacks, the database can */
+	plan_keep(&plan, "SELECT k.fingerprint FROM otp.keys k WHERE k.key_id = $1", lengthof(types), types);
+	values[0] = Int32GetDatum(key_id);
+	plan_run_latest(plan, values, NULL, 1);
+	(void) keyring_available(&why);
+	keyring_raise(psprintf("%s%s%sCopy the key with the fingerprint %s from the key file of the server that this database came from.",
+						   why != NULL ? "The " : "", why != NULL ? why : "", why != NULL ? ". " : "",
+						   SPI_processed > 0 ? SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1) : "that is not in otp.keys"));
 }
 
 /* Describe what is missing */

@@ -18,6 +18,13 @@
 extern int	key_for_writing(void);
 
 /*
+ * Make sure that a key this database has used is in the key file; raises
+ * key_unavailable with its fingerprint when it is not. Needs SPI_connect and
+ * the owner's scope.
+ */
+extern void key_require(int key_id);
+
+/*
  * Are the keys of this database in the key file? NULL when they are (or none
  * was used yet), else a sentence that says what is missing. Writes nothing.
  */

@@ -141,6 +141,7 @@ message_load(const MessageKey *keys, MessageSource *sources, int n)
 		}
 	}
 	pfree(members);
+	MemoryContextSwitchTo(context);
 }
 
 /*
@@ -205,6 +206,7 @@ message_load_texts(const MessageKey *keys, MessageSource *sources,
 			load_texts_leaf(leaf, keys, sources, members, count, context);
 	}
 	pfree(members);
+	MemoryContextSwitchTo(context);
 }
 
 /* ---- write ---- */
@@ -332,6 +334,7 @@ message_write(const MessageRow *rows, const bool *known, int n)
 	int			count = 0;
 	int			nknown = 0;
 	bool		all = false;
+	MemoryContext context = CurrentMemoryContext;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -360,4 +363,5 @@ message_write(const MessageRow *rows, const bool *known, int n)
 			update_leaf(leaf, rows, members, count);
 	}
 	pfree(members);
+	MemoryContextSwitchTo(context);
 }

@@ -4,7 +4,8 @@
  *	  Messages: what the sender needs to make one, and what came of it.
  *
  * All functions need a transaction, SPI_connect and the owner's scope; those
- * that read, an active snapshot.
+ * that read, an active snapshot. They leave the current memory context as it
+ * is, which SPI itself does not.
  *
  *-------------------------------------------------------------------------
  */

@@ -296,6 +296,7 @@ outbox_read(OutboxPosition *position, OutboxRow *rows, int limit, bool *more)
 	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {INT8OID, UUIDOID, INT2OID, INT8OID};
 	Datum		values[4];
+	MemoryContext context = CurrentMemoryContext;
 	Snapshot	snapshot = GetActiveSnapshot();
 	FullTransactionId next = ReadNextFullTransactionId();
 	uint64		xmax = widen_xid(snapshot->xmax, next);
@@ -318,6 +319,7 @@ outbox_read(OutboxPosition *position, OutboxRow *rows, int limit, bool *more)
 	if (n >= limit)
 	{
 		*more = true;
+		MemoryContextSwitchTo(context);
 		return n;
 	}
 
@@ -361,6 +363,7 @@ outbox_read(OutboxPosition *position, OutboxRow *rows, int limit, bool *more)
 		if (open[i] > old_xid && open[i] <= position->xid)
 			add_late(position, open[i]);
 	}
+	MemoryContextSwitchTo(context);
 	return n + got;
 }
 
@@ -374,6 +377,7 @@ outbox_delete(OutboxRow **rows, int n)
 	static SPIPlanPtr by_key = NULL;
 	Oid			ctid_types[] = {TIDARRAYOID, UUIDARRAYOID, INT2ARRAYOID};
 	Oid			key_types[] = {INT8ARRAYOID, UUIDARRAYOID, INT2ARRAYOID};
+	MemoryContext context = CurrentMemoryContext;
 	Datum	   *first;
 	Datum	   *ids;
 	Datum	   *numbers;
@@ -400,7 +404,10 @@ outbox_delete(OutboxRow **rows, int n)
 	values[2] = store_array(numbers, NULL, n, INT2OID);
 	plan_run(by_ctid, values, NULL, NULL, false, 0);
 	if (SPI_processed == (uint64) n)
+	{
+		MemoryContextSwitchTo(context);
 		return;
+	}
 
 	/*
 	 * VACUUM FULL or CLUSTER has moved rows, or somebody has deleted them.
@@ -414,6 +421,7 @@ outbox_delete(OutboxRow **rows, int n)
 		first[i] = Int64GetDatum((int64) rows[i]->xid);
 	values[0] = store_array(first, NULL, n, INT8OID);
 	plan_run(by_key, values, NULL, NULL, false, 0);
+	MemoryContextSwitchTo(context);
 }
 
 /* Take the new places of updated rows */
@@ -444,6 +452,7 @@ outbox_update(OutboxRow **rows, const int16 *old_numbers, int n)
 	Datum		values[lengthof(types)];
 	Datum		sms = CStringGetTextDatum("sms");
 	Datum		whatsapp = CStringGetTextDatum("whatsapp");
+	MemoryContext context = CurrentMemoryContext;
 
 	if (n == 0)
 		return;
@@ -482,6 +491,7 @@ outbox_update(OutboxRow **rows, const int16 *old_numbers, int n)
 	if (SPI_processed == (uint64) n)
 	{
 		take_ctids(rows);
+		MemoryContextSwitchTo(context);
 		return;
 	}
 	take_ctids(rows);
@@ -497,6 +507,7 @@ outbox_update(OutboxRow **rows, const int16 *old_numbers, int n)
 	values[0] = store_array(columns[0], NULL, n, INT8OID);
 	plan_run(by_key, values, NULL, NULL, false, 0);
 	take_ctids(rows);
+	MemoryContextSwitchTo(context);
 }
 
 /* Delete expired rows that nobody owns */
@@ -506,6 +517,7 @@ outbox_delete_expired(TimestampTz before, bool all)
 	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {TIMESTAMPTZOID, INT8OID, BOOLOID};
 	Datum		values[3];
+	MemoryContext context = CurrentMemoryContext;
 
 	plan_keep(&plan,
 			  "DELETE FROM otp.outbox WHERE expires_at < $1 AND (origin <> $2 OR $3)",
@@ -514,5 +526,6 @@ outbox_delete_expired(TimestampTz before, bool all)
 	values[1] = Int64GetDatum(roster_origin());
 	values[2] = BoolGetDatum(all);
 	plan_run(plan, values, NULL, NULL, false, 0);
+	MemoryContextSwitchTo(context);
 	return SPI_processed;
 }

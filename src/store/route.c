@@ -81,6 +81,7 @@ route_load(int32 workspace_id, Route *route)
 			  1, types);
 	values[0] = Int32GetDatum(workspace_id);
 	plan_run(plan, values, NULL, NULL, true, 1);
+	MemoryContextSwitchTo(context);
 	if (SPI_processed == 0)
 		return false;
 	route->workspace_id = workspace_id;
@@ -110,6 +111,7 @@ route_load_account(int32 account_id, int64 known_version,
 	values[0] = Int32GetDatum(account_id);
 	values[1] = Int64GetDatum(known_version);
 	plan_run(plan, values, NULL, NULL, true, 1);
+	MemoryContextSwitchTo(context);
 	if (SPI_processed == 0)
 		return false;
 

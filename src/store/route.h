@@ -4,7 +4,8 @@
  *	  Which provider account carries a workspace's messages.
  *
  * All functions need a transaction, SPI_connect, the owner's scope and an
- * active snapshot, unless they say otherwise.
+ * active snapshot, unless they say otherwise. They leave the current memory
+ * context as it is, which SPI itself does not.
  *
  *-------------------------------------------------------------------------
  */

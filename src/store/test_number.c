@@ -15,8 +15,10 @@
 
 #include "base/keyring.h"
 #include "base/seal.h"
+#include "store/key.h"
 #include "store/plan.h"
 #include "store/test_number.h"
+#include "store/verification.h"
 
 /* Name what a code is sealed for */
 static char *
@@ -53,6 +55,7 @@ test_number_find(int32 workspace_id, const char *phone, TimestampTz now, TestNum
 	key_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 	outcome = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3);
 	number->outcome = outcome;
+	key_require(key_id);
 	number->code = unseal(sealed, seal_purpose(workspace_id, phone), key_id, &length);
 	return true;
 }
@@ -70,20 +73,17 @@ test_number_set(int32 workspace_id, const char *phone, const char *code,
 
 	values[0] = Int32GetDatum(workspace_id);
 	values[1] = CStringGetTextDatum(phone);
+	/* One row per phone without a unique index, whose violation would show it */
+	verification_lock_phone(workspace_id, phone);
+	plan_keep(&remove_plan,
+			  "DELETE FROM otp.test_numbers WHERE workspace_id = $1 AND phone = $2", 2, types);
+	plan_run_latest(remove_plan, values, NULL, 0);
 	if (code == NULL)
-	{
-		plan_keep(&remove_plan,
-				  "DELETE FROM otp.test_numbers WHERE workspace_id = $1 AND phone = $2", 2, types);
-		plan_run(remove_plan, values, NULL, NULL, false, 0);
 		return;
-	}
 
 	plan_keep(&set_plan,
-			  "INSERT INTO otp.test_numbers AS t (workspace_id, phone, code, key_id, outcome, valid_until, set_by)"
-			  " VALUES ($1, $2, $3, $4, $5, $6, $7)"
-			  " ON CONFLICT (workspace_id, phone) DO UPDATE SET code = excluded.code, key_id = excluded.key_id,"
-			  " outcome = excluded.outcome, valid_until = excluded.valid_until, set_by = excluded.set_by,"
-			  " set_at = pg_catalog.clock_timestamp()",
+			  "INSERT INTO otp.test_numbers (workspace_id, phone, code, key_id, outcome, valid_until, set_by)"
+			  " VALUES ($1, $2, $3, $4, $5, $6, $7)",
 			  lengthof(types), types);
 	key_id = keyring_current();
 	values[2] = PointerGetDatum(seal(code, strlen(code), seal_purpose(workspace_id, phone), key_id));
@@ -91,5 +91,5 @@ test_number_set(int32 workspace_id, const char *phone, const char *code,
 	values[4] = CStringGetTextDatum(outcome);
 	values[5] = TimestampTzGetDatum(valid_until);
 	values[6] = CStringGetTextDatum(set_by);
-	plan_run(set_plan, values, NULL, NULL, false, 0);
+	plan_run_latest(set_plan, values, NULL, 0);
 }

@@ -13,7 +13,6 @@
 
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "storage/lock.h"
@@ -22,6 +21,7 @@
 #include "utils/jsonb.h"
 #include "utils/timestamp.h"
 
+#include "base/keyring.h"
 #include "base/roster.h"
 #include "base/ulid.h"
 #include "store/plan.h"
@@ -266,6 +266,33 @@ verification_find(Datum workspaces, const pg_uuid_t *id, bool latest, Verificati
 	return take_row(id, v);
 }
 
+/* Read a phone's failures */
+void
+verification_phone_failures(Verification *v)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID, TEXTOID};
+	Datum		values[2];
+
+	plan_keep(&plan,
+			  "SELECT f.since, f.failures FROM otp.phone_failures f WHERE f.workspace_id = $1 AND f.phone = $2",
+			  lengthof(types), types);
+	values[0] = Int32GetDatum(v->workspace_id);
+	values[1] = CStringGetTextDatum(v->phone);
+	plan_run_latest(plan, values, NULL, 1);
+	v->phone_since = 0;
+	v->phone_failures = 0;
+	if (SPI_processed > 0)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[0];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+
+		v->phone_since = get_time(tuple, desc, 1);
+		v->phone_failures = GET_INT(2, Int32);
+	}
+}
+
 /* Run an update of one locked row */
 static void
 update_row(SPIPlanPtr plan, const Verification *v, Datum third, Datum fourth)
@@ -358,9 +385,17 @@ void
 verification_lock_phone(int32 workspace_id, const char *phone)
 {
 	LOCKTAG		tag;
-	uint64		hash = hash_bytes_extended((const unsigned char *) phone, strlen(phone), workspace_id);
+	uint8		hash[HASH_LENGTH];
+	uint32		words[2];
+	HashPart	parts[] = {
+		{&workspace_id, sizeof(workspace_id)},
+		{phone, strlen(phone)}
+	};
 
-	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) (hash >> 32), (uint32) hash, PHONE_LOCK_METHOD);
+	/* Keyed: everybody can read pg_locks, and there are not that many numbers to try */
+	hmac_sha256(keyring_subkey(keyring_current(), KEY_PHONE), KEY_LENGTH, parts, lengthof(parts), hash);
+	memcpy(words, hash, sizeof(words));
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, words[0], words[1], PHONE_LOCK_METHOD);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 }
 

@@ -67,6 +67,9 @@ extern bool verification_lock(Datum workspaces, const pg_uuid_t *id, Verificatio
 /* Find without a lock; latest true reads what is committed now, whatever the transaction's snapshot. */
 extern bool verification_find(Datum workspaces, const pg_uuid_t *id, bool latest, Verification *v);
 
+/* Read the failures of a phone anew, as verification_lock reads them. */
+extern void verification_phone_failures(Verification *v);
+
 /* Write to a row that verification_lock has locked. */
 extern void verification_set_verified(const Verification *v, int attempts, TimestampTz now);
 extern void verification_set_attempts(const Verification *v, int attempts, TimestampTz now);

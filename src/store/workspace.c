@@ -77,6 +77,9 @@ refresh_cache(void)
 		CacheRegisterSyscacheCallback(AUTHOID, note_role_change, (Datum) 0);
 		callbacks_registered = true;
 	}
+
+	/* Not every statement of a transaction takes in what others have committed */
+	AcceptInvalidationMessages();
 	if (!cache_stale)
 		return;
 
@@ -238,15 +241,15 @@ workspace_by_id(int32 workspace_id)
 static void
 refuse_caller(Oid caller, const char *workspace)
 {
-	const char *role = quote_identifier(GetUserNameFromId(caller, false));
+	const char *role = GetUserNameFromId(caller, false);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 workspace != NULL
 			 ? errmsg("permission denied for workspace \"%s\"", workspace)
-			 : errmsg("no workspace is granted to role %s", role),
-			 errhint("Let the owner of the extension run SELECT otp.grant_workspace('%s', '%s').",
-					 workspace != NULL ? workspace : "default", role),
+			 : errmsg("no workspace is granted to role \"%s\"", role),
+			 errhint("Let the owner of the extension run SELECT otp.grant_workspace(%s, %s).",
+					 quote_literal_cstr(workspace != NULL ? workspace : "default"), quote_literal_cstr(role)),
 			 errhidestmt(true),
 			 errhidecontext(true)));
 }
@@ -290,6 +293,11 @@ load_granted(Oid caller)
 			continue;
 		ids[n++] = id;
 	}
+
+	/* A pool's session may change its role millions of times */
+	if (OidIsValid(granted_caller))
+		pfree(DatumGetPointer(granted_ids));
+	granted_caller = InvalidOid;
 
 	old = MemoryContextSwitchTo(cache_context);
 	granted_ids = PointerGetDatum(construct_array(ids, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));

@@ -221,7 +221,9 @@ read_secret_file(const char *name, const char *path)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to read a file of the server"),
-				 errhint("Only members of pg_read_server_files may give argument \"%s\".", name)));
+				 errhint("Only members of pg_read_server_files may give argument \"%s\".", name),
+				 errhidestmt(true),
+				 errhidecontext(true)));
 	if (!is_absolute_path(path))
 		error_invalid_argument(psprintf("argument \"%s\" is not an absolute path", name),
 							   "Give the path of a file on the server, beginning with \"/\".");
@@ -229,7 +231,9 @@ read_secret_file(const char *name, const char *path)
 	if (file == NULL)
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not open file \"%s\": %m", path)));
+				 errmsg("could not open file \"%s\": %m", path),
+				 errhidestmt(true),
+				 errhidecontext(true)));
 	length = fread(buffer, 1, sizeof(buffer) - 1, file);
 	FreeFile(file);
 	buffer[length] = '\0';
@@ -267,6 +271,8 @@ apply_argument(const Argument *argument, const char *value, json_t *settings, js
 	if (value[0] == '\0')
 	{
 		(void) json_object_del(object, argument->key);
+		if (argument->keep_previous)
+			(void) json_object_del(object, psprintf("%s_previous", argument->key));
 		return;
 	}
 	hint = argument->defect(value);

@@ -90,6 +90,9 @@ limits_take(const Workspace *w, const char *phone, const char *template_name,
 	if (window > 0)
 	{
 		verification_lock_phone(w->workspace_id, phone);
+
+		/* Whoever held it has sent since: perhaps into the next day's drawer */
+		now = GetCurrentTimestamp();
 		n = verification_phone_sends(w->workspace_id, phone, now - window, now, limit, &sends);
 
 		for (int i = 0; i < n && w->resend_cooldown > 0; i++)
@@ -110,7 +113,7 @@ limits_take(const Workspace *w, const char *phone, const char *template_name,
 
 	/* Last, so that a refused send takes nothing from it */
 	if (w->sends_per_second > 0 &&
-		!limiter_take(w->workspace_id, w->sends_per_second, now, &retry_after))
+		!limiter_take(w->workspace_id, w->sends_per_second, &retry_after))
 		error_raise(OTP_RATE_LIMIT_EXCEEDED, "too many codes are being sent",
 					"Wait for the seconds of retry_after, or raise sends_per_second in otp.workspaces.",
 					retry_after, "sends_per_second");

@@ -39,6 +39,6 @@ module_require(const Workspace *w, const char *channel, bool fallback_sms)
 	if (whatsapp && !fallback_sms &&
 		roster_breaker_open(MyDatabaseId, w->whatsapp_account, &retry_after))
 		error_raise(OTP_META_API_UNAVAILABLE, "the WhatsApp API is unavailable",
-					"Try again later, or ask for the fallback: fallback_sms => true. otp.health tells the last error.",
+					"Try again later, or ask for the fallback: fallback_sms => true. otp.providers tells the last error.",
 					retry_after, NULL);
 }

@@ -9,6 +9,7 @@
 #include "base/compat.h"
 
 #include "access/xact.h"
+#include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/condition_variable.h"
@@ -78,7 +79,8 @@ judge(Standing *s, const MessageState *messages, int n, TimestampTz now)
 		v->ended_reason = messages[n - 1].ended_reason;
 		failed_at = messages[n - 1].failed_at;
 		if (messages[n - 1].provider_code != 0)
-			s->error_detail = psprintf("%d: %s", messages[n - 1].provider_code,
+			s->error_detail = psprintf("%d%s%s", messages[n - 1].provider_code,
+									   messages[n - 1].detail != NULL ? ": " : "",
 									   messages[n - 1].detail != NULL ? messages[n - 1].detail : "");
 		else if (messages[n - 1].detail != NULL)
 			s->error_detail = pstrdup(messages[n - 1].detail);
@@ -125,12 +127,21 @@ look(const pg_uuid_t *id, bool latest, Datum workspaces, Standing *s)
 {
 	MessageState *messages;
 	int			n;
+	char	   *detail;
 
 	memset(s, 0, sizeof(Standing));
 	if (!verification_find(workspaces, id, latest, &s->v))
 		return false;
 	n = verification_messages(&s->v, latest, &messages);
 	judge(s, messages, n, GetCurrentTimestamp());
+
+	/* Made in SPI's memory, which does not outlive the look-up */
+	if (s->error_detail != NULL)
+	{
+		detail = SPI_palloc(strlen(s->error_detail) + 1);
+		strcpy(detail, s->error_detail);
+		s->error_detail = detail;
+	}
 	return true;
 }
 
@@ -207,14 +218,16 @@ otp_status(PG_FUNCTION_ARGS)
 	pg_uuid_t	id;
 	char	   *id_text;
 	bool		found;
+	Datum		workspaces;
 
 	if (PG_ARGISNULL(0))
 		error_invalid_argument("argument \"otp_id\" is NULL", "Give the otp_id that otp_send returned.");
 	id_text = text_to_cstring(PG_GETARG_TEXT_PP(0));
 
 	verb_begin(&scope, "otp_status()", VERB_READS);
+	workspaces = workspace_granted(scope.caller, false);
 	found = ulid_parse(id_text, strlen(id_text), &id) &&
-		look(&id, false, workspace_granted(scope.caller, false), &s);
+		look(&id, false, workspaces, &s);
 	verb_end(&scope);
 
 	return return_row(fcinfo, found, &s);
@@ -251,10 +264,12 @@ otp_wait(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		TimestampTz now;
+		Datum		workspaces;
 
 		verb_begin(&scope, "otp_wait()", VERB_READS);
+		workspaces = workspace_granted(scope.caller, false);
 		found = ulid_parse(id_text, strlen(id_text), &id) &&
-			look(&id, true, workspace_granted(scope.caller, false), &s);
+			look(&id, true, workspaces, &s);
 		verb_end(&scope);
 
 		if (first && found && s.v.test_outcome == NULL && FullTransactionIdIsValid(xid) &&

@@ -11,6 +11,7 @@
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 
 #include "base/owner.h"
@@ -48,6 +49,7 @@ otp_replace_seed(PG_FUNCTION_ARGS)
 	int			column;
 	OwnerScope	scope;
 	bool		isnull;
+	char	   *schema;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
 		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
@@ -55,6 +57,13 @@ otp_replace_seed(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("function was not called by a trigger before a row")));
 	rel = trigger->tg_relation;
+
+	/* Whoever got EXECUTE in some way has tables of these names and other columns */
+	schema = get_namespace_name(RelationGetNamespace(rel));
+	if (schema == NULL || strcmp(schema, "otp") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function is only for the tables of extension \"otp\"")));
 	column = SPI_fnumber(RelationGetDescr(rel), "seeded");
 
 	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))

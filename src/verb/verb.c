@@ -18,11 +18,25 @@
 #include "base/shmem.h"
 #include "verb/verb.h"
 
+/* Keep the caller's literals out of the log */
+static void
+hide_statement(void *arg)
+{
+	/* PostgreSQL's own errors, too: a time-out, a read-only transaction */
+	errhidestmt(true);
+	errhidecontext(true);
+}
+
 /* Begin a verb */
 void
 verb_begin(VerbScope *scope, const char *name, VerbAccess access)
 {
 	shmem_require();
+
+	scope->hide.callback = hide_statement;
+	scope->hide.arg = NULL;
+	scope->hide.previous = error_context_stack;
+	error_context_stack = &scope->hide;
 
 	if (access == VERB_WRITES)
 	{
@@ -43,6 +57,7 @@ verb_end(VerbScope *scope)
 {
 	SPI_finish();
 	owner_leave(&scope->owner);
+	error_context_stack = scope->hide.previous;
 }
 
 /* Take a text argument */

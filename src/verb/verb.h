@@ -28,6 +28,7 @@ typedef struct VerbScope
 {
 	Oid			caller;
 	OwnerScope	owner;
+	ErrorContextCallback hide;
 } VerbScope;
 
 typedef enum VerbAccess
@@ -39,7 +40,8 @@ typedef enum VerbAccess
 /*
  * Begin and end a verb. Begin raises 55000 without preload, 25006 for a
  * writing verb during recovery or in a read-only transaction. An error in
- * between needs no end.
+ * between needs no end, and hides the caller's statement from the log. The
+ * scope must live until the end.
  */
 extern void verb_begin(VerbScope *scope, const char *name, VerbAccess access);
 extern void verb_end(VerbScope *scope);

@@ -21,6 +21,7 @@
 
 #include "base/code.h"
 #include "base/keyring.h"
+#include "store/key.h"
 #include "verb/verb.h"
 
 EXPORTED_FUNCTION(otp_verify);
@@ -67,15 +68,17 @@ hash_for_nothing(const pg_uuid_t *id, const char *context, const char *guess)
 
 /* Check a guess against a locked row */
 static void
-check_guess(const Verification *v, const Workspace *w, const char *context,
+check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const char *context,
 			const char *guess, TimestampTz now, Answer *answer)
 {
 	LedgerGuess ledger;
+	LedgerAnswer taken;
 	uint8		hash[HASH_LENGTH];
 	int			attempts = verb_attempts(v);
 	bool		right;
 
 	/* Hashed before the count: the key may be missing, memory may run out */
+	key_require(v->key_id);
 	code_hash(&v->id, context, guess, v->key_id, hash);
 
 	answer->error = verb_end_of_life(v, attempts, now);
@@ -90,13 +93,22 @@ check_guess(const Verification *v, const Workspace *w, const char *context,
 	ledger.id = v->id;
 	ledger.phone = v->phone;
 	ledger.created_xid = XidFromFullTransactionId(FullTransactionIdFromU64(v->created_xid));
+	ledger.expires_at = v->expires_at;
 	ledger.attempts = v->attempts;
 	ledger.max_attempts = v->max_attempts;
 	ledger.phone_failures = v->phone_failures;
 	ledger.phone_since = v->phone_since;
 	ledger.phone_limit = w != NULL && v->test_outcome == NULL ? w->failures_per_phone_day : 0;
+	ledger.phone_settles = phone_settles;
 	ledger.now = now;
-	switch (ledger_take(&ledger, &attempts, &answer->retry_after))
+	while ((taken = ledger_take(&ledger, &attempts, &answer->retry_after)) == LEDGER_STALE)
+	{
+		ledger.phone_settles = ledger_phone_settles();
+		verification_phone_failures(v);
+		ledger.phone_failures = v->phone_failures;
+		ledger.phone_since = v->phone_since;
+	}
+	switch (taken)
 	{
 		case LEDGER_USED_UP:
 			answer->error = OTP_RATE_LIMIT_EXCEEDED;
@@ -113,6 +125,7 @@ check_guess(const Verification *v, const Workspace *w, const char *context,
 					 errhint("Raise otp.ledger_size, and look in otp.health whether the sender runs that writes them back."),
 					 errhidestmt(true),
 					 errhidecontext(true)));
+		case LEDGER_STALE:
 		case LEDGER_TAKEN:
 			break;
 	}
@@ -149,6 +162,7 @@ otp_verify(PG_FUNCTION_ARGS)
 	Answer		answer = {OTP_NOT_FOUND, -1, -1, 0, NULL, NULL};
 	pg_uuid_t	id = {{0}};
 	Datum		workspaces;
+	uint32		phone_settles;
 	char	   *id_text;
 	char	   *guess;
 	char	   *context;
@@ -172,13 +186,14 @@ otp_verify(PG_FUNCTION_ARGS)
 
 	/* An id that is none is looked up, too: it must take as long */
 	found = ulid_parse(id_text, strlen(id_text), &id);
+	phone_settles = ledger_phone_settles();
 	found = verification_lock(workspaces, &id, &v) && found;
 	if (found && (is_own(&v) || (phone != NULL && strcmp(phone, v.phone) != 0)))
 		found = false;
 
 	if (found)
 	{
-		check_guess(&v, workspace_by_id(v.workspace_id), context, guess, GetCurrentTimestamp(), &answer);
+		check_guess(&v, workspace_by_id(v.workspace_id), phone_settles, context, guess, GetCurrentTimestamp(), &answer);
 		answer.phone = v.phone;
 		answer.channel = v.last_channel != NULL ? v.last_channel : v.channel;
 	}

@@ -82,7 +82,8 @@ typedef struct Candidate
 	BackgroundWorkerHandle *handle; /* asked for; NULL when not */
 	bool		was_running;	/* the worker asked for has shown up */
 	TimestampTz not_before;		/* back-off after a crash */
-	TimestampTz left_at;		/* when the last one went */
+	TimestampTz left_at;		/* when the last one went; 0: none has been */
+	bool		needy;			/* in this round: has something to do */
 } Candidate;
 
 static HTAB *candidates;
@@ -332,6 +333,18 @@ pick_victim(TimestampTz now)
 	return victim;
 }
 
+/* Order by need, then by how long they have been without a sender */
+static int
+compare_turns(const void *a, const void *b)
+{
+	const Candidate *x = *(Candidate *const *) a;
+	const Candidate *y = *(Candidate *const *) b;
+
+	if (x->needy != y->needy)
+		return x->needy ? -1 : 1;
+	return x->left_at < y->left_at ? -1 : x->left_at > y->left_at;
+}
+
 /* Start what should run; gives the time to wait */
 static long
 supply_senders(TimestampTz now)
@@ -345,6 +358,8 @@ supply_senders(TimestampTz now)
 	int			missing = 0;
 	int			waiting = 0;
 	bool		full = false;
+	Candidate **order;
+	int			norder = 0;
 
 	hash_seq_init(&seq, candidates);
 	while ((c = hash_seq_search(&seq)) != NULL)
@@ -366,60 +381,64 @@ supply_senders(TimestampTz now)
 	}
 
 	/* First those with something to do, then, if there is room, the others */
-	for (int needy = 1; needy >= 0; needy--)
+	order = palloc((hash_get_num_entries(candidates) + 1) * sizeof(Candidate *));
+	hash_seq_init(&seq, candidates);
+	while ((c = hash_seq_search(&seq)) != NULL)
 	{
-		hash_seq_init(&seq, candidates);
-		while ((c = hash_seq_search(&seq)) != NULL)
-		{
-			RosterDatabase *d = in_roster(c->database);
-			bool		probe = d == NULL || d->state == ROSTER_UNKNOWN;
+		RosterDatabase *d = in_roster(c->database);
 
-			if (!c->connectable || c->absent || c->handle != NULL ||
-				(d != NULL && (d->sender_pid != 0 || d->paused)))
-				continue;
-			if (c->not_before > now)
-			{
-				timeout = Min(timeout, TimestampDifferenceMilliseconds(now, c->not_before) + 1);
-				continue;
-			}
-			if (is_needy(c, d, now) != (needy == 1))
-			{
-				/* Have it brought one when it is needy */
-				if (d != NULL && d->report.next_due > now)
-					timeout = Min(timeout, TimestampDifferenceMilliseconds(now, d->report.next_due) + 1);
-				continue;
-			}
-			if (probe && probes >= MAX_PROBES)
-				continue;		/* a probe that ends wakes us */
-			if (d == NULL && !roster_add(c->database))
-			{
-				if (!reported_no_room)
-					ereport(LOG,
-							(errmsg("there are more databases that use otp than otp.max_databases (%d)",
-									otp_max_databases),
-							 errhint("Set otp.max_databases higher, and restart the server.")));
-				reported_no_room = true;
-				continue;
-			}
-			if (!full && start_sender(c))
-			{
-				running++;
-				if (probe)
-					probes++;
-				if (d != NULL && d->starved)
-					roster_set_starved(c->database, false);
-				continue;
-			}
-			full = true;
-			missing++;
-			if (needy)
-			{
-				waiting++;
-				if (d != NULL && !d->starved)
-					roster_set_starved(c->database, true);
-			}
+		if (!c->connectable || c->absent || c->handle != NULL ||
+			(d != NULL && (d->sender_pid != 0 || d->paused)))
+			continue;
+		if (c->not_before > now)
+		{
+			timeout = Min(timeout, TimestampDifferenceMilliseconds(now, c->not_before) + 1);
+			continue;
+		}
+		c->needy = is_needy(c, d, now);
+		if (!c->needy && d->report.next_due > now)
+			timeout = Min(timeout, TimestampDifferenceMilliseconds(now, d->report.next_due) + 1);
+		order[norder++] = c;
+	}
+	qsort(order, norder, sizeof(Candidate *), compare_turns);
+
+	for (int i = 0; i < norder; i++)
+	{
+		RosterDatabase *d = in_roster(order[i]->database);
+		bool		probe = d == NULL || d->state == ROSTER_UNKNOWN;
+
+		c = order[i];
+		if (probe && probes >= MAX_PROBES)
+			continue;			/* a probe that ends wakes us */
+		if (d == NULL && !roster_add(c->database))
+		{
+			if (!reported_no_room)
+				ereport(LOG,
+						(errmsg("there are more databases that use otp than otp.max_databases (%d)",
+								otp_max_databases),
+						 errhint("Set otp.max_databases higher, and restart the server.")));
+			reported_no_room = true;
+			continue;
+		}
+		if (!full && start_sender(c))
+		{
+			running++;
+			if (probe)
+				probes++;
+			if (d != NULL && d->starved)
+				roster_set_starved(c->database, false);
+			continue;
+		}
+		full = true;
+		missing++;
+		if (c->needy)
+		{
+			waiting++;
+			if (d != NULL && !d->starved)
+				roster_set_starved(c->database, true);
 		}
 	}
+	pfree(order);
 
 	/* As many go as there are waiting */
 	for (; yielding < waiting; yielding++)
@@ -455,11 +474,7 @@ otp_launcher_main(Datum arg)
 	TimestampTz next_scan = 0;
 	uint32		wait_event;
 
-	/*
-	 * "die" leaves with exit code 1, after which the postmaster starts us
-	 * again; at a shutdown it does not.
-	 */
-	pqsignal(SIGTERM, die);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	BackgroundWorkerUnblockSignals();
 
@@ -483,10 +498,16 @@ otp_launcher_main(Datum arg)
 	{
 		TimestampTz now;
 		long		timeout;
+		bool		overflow;
+		bool		rescan;
 
 		/* Whoever sets the latch from here on has us look again */
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
+
+		/* Exit code 1 has the postmaster start us again, unless it shuts down */
+		if (ShutdownRequestPending)
+			proc_exit(1);
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
@@ -494,7 +515,10 @@ otp_launcher_main(Datum arg)
 		}
 
 		/* A database had no room to be announced in: look everywhere */
-		if (roster_take_overflow())
+		roster_take_news(&overflow, &rescan);
+		if (rescan)
+			next_scan = 0;
+		if (overflow)
 		{
 			HASH_SEQ_STATUS seq;
 			Candidate  *c;

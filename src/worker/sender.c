@@ -19,7 +19,6 @@
 #include "base/compat.h"
 
 #include "access/xact.h"
-#include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -30,25 +29,24 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "base/guc.h"
 #include "base/ledger.h"
 #include "base/owner.h"
-#include "store/attempts.h"
 #include "worker/sender.h"
 #include "worker/worker.h"
+
+/*
+ * A turn that claims puts off settling for so long, up to so many: a claim
+ * writes nothing, and its messages should not wait for a disk.
+ */
+#define SETTLE_DELAY_US INT64CONST(5000)
+#define SETTLE_WITH 32
 
 /* No new requests while so many are unfinished that are younger than this. */
 #define YOUNG_MAX 128
 #define YOUNG_US INT64CONST(100000)
-
-/* Look at the queue now and then, should a wake ever be lost. */
-#define LOOK_MS 5000
-
-/* The same while a breaker is open: a new configuration closes it. */
-#define TROUBLED_LOOK_MS 1000
 
 /* How often the ledger is written back, and looked at for that. */
 #define WRITE_BACK_MS 500
@@ -58,13 +56,6 @@
 
 /* Somebody holds a lock on the queue: look again after this long. */
 #define LOCKED_LOOK_MS 20
-
-/* After an error: first and longest wait */
-#define ERROR_WAIT_MS 1000
-#define ERROR_WAIT_MAX_MS 30000
-
-/* So many good turns end the care after an error. */
-#define CAREFUL_TURNS 100
 
 /* Asked to go: how long to wait for answers, and for a lock to settle */
 #define LEAVE_MS 300
@@ -77,336 +68,19 @@
 
 Sender		sender;
 
-static bool look;				/* there may be something to claim */
-static TimestampTz next_look;
-static TimestampTz no_turn_before;
 static TimestampTz next_write_back;
 static TimestampTz next_clear;
-static int	errors;				/* turns in a row that failed */
-static int	careful_turns;
 static WaitEventSet *wait_set;
 static uint32 wait_event;
 
-/* ---- what waits ---- */
-
-/* Order by due time */
-static int
-compare_due(const pairingheap_node *a, const pairingheap_node *b, void *arg)
-{
-	TimestampTz x = pairingheap_const_container(Owed, waiting, a)->row.due_at;
-	TimestampTz y = pairingheap_const_container(Owed, waiting, b)->row.due_at;
-
-	/* the first is the greatest */
-	return x < y ? 1 : x > y ? -1 : 0;
-}
-
-/* Take a row into memory */
-Owed *
-owed_new(const OutboxRow *row)
-{
-	Owed	   *o = MemoryContextAllocZero(sender.owed_context, sizeof(Owed));
-
-	o->row = *row;
-	return o;
-}
-
-/* Drop a row from memory */
-void
-owed_free(Owed *o)
-{
-	owed_unhold(o);
-	pfree(o);
-}
-
-/* Let a row wait */
-void
-owed_wait(Owed *o, TimestampTz due_at)
-{
-	/* At the end of its life it is dropped */
-	o->row.due_at = Min(due_at, o->row.expires_at);
-	pairingheap_add(&sender.heap, &o->waiting);
-	sender.waiting++;
-}
-
-/* Take the first row whose time has come */
-Owed *
-owed_first_due(TimestampTz now)
-{
-	Owed	   *o;
-
-	if (pairingheap_is_empty(&sender.heap))
-		return NULL;
-	o = pairingheap_container(Owed, waiting, pairingheap_first(&sender.heap));
-	if (o->row.due_at > now)
-		return NULL;
-	(void) pairingheap_remove_first(&sender.heap);
-	sender.waiting--;
-	return o;
-}
-
-/* Note that a row waits for a breaker */
-void
-owed_hold(Owed *o, Account *a)
-{
-	owed_unhold(o);
-	o->account_id = a->account_id;
-	o->held = true;
-	a->held++;
-}
-
-/* It does not any more */
-void
-owed_unhold(Owed *o)
-{
-	if (o->held)
-	{
-		Account    *a = account_known(o->account_id);
-
-		if (a != NULL)
-			a->held--;
-		o->held = false;
-	}
-}
-
-/* Have the rows look that wait for a breaker */
-void
-owed_release_held(int32 account_id, TimestampTz now)
-{
-	Account    *a = account_known(account_id);
-	dlist_head	all;
-
-	if (a == NULL || a->held == 0)
-		return;
-
-	/* Closing is rare: build the heap anew */
-	dlist_init(&all);
-	while (!pairingheap_is_empty(&sender.heap))
-	{
-		Owed	   *o = pairingheap_container(Owed, waiting, pairingheap_remove_first(&sender.heap));
-
-		dlist_push_tail(&all, &o->node);
-	}
-	while (!dlist_is_empty(&all))
-	{
-		Owed	   *o = dlist_container(Owed, node, dlist_pop_head_node(&all));
-
-		if (o->held && o->account_id == account_id)
-			o->row.due_at = Min(o->row.due_at, now);
-		pairingheap_add(&sender.heap, &o->waiting);
-	}
-}
-
-/* Note what came of a message */
-void
-owed_finish(Owed *o, OwedEnd end, TimestampTz now)
-{
-	o->end = end;
-	o->ended_at = now;
-	dlist_push_tail(&sender.finished, &o->node);
-	sender.finishing++;
-}
-
-/* ---- transactions ---- */
-
-typedef enum TurnStart
-{
-	TURN_STARTED,
-	TURN_LOCKED,				/* somebody is about to drop or move the queue */
-	TURN_ABSENT					/* the extension is not there */
-} TurnStart;
-
-/* Begin a transaction */
-static TurnStart
-begin_turn(OwnerScope *scope)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	if (!owner_lookup())
-	{
-		CommitTransactionCommand();
-		return TURN_ABSENT;
-	}
-	if (!outbox_lock())
-	{
-		CommitTransactionCommand();
-		return TURN_LOCKED;
-	}
-	owner_enter(scope);
-	if (SPI_connect() != SPI_OK_CONNECT)
-		elog(ERROR, "SPI_connect failed");
-
-	/* SPI wants one even for statements that it gives a newer one */
-	PushActiveSnapshot(GetTransactionSnapshot());
-	return TURN_STARTED;
-}
-
-/* End it */
-static void
-end_turn(const OwnerScope *scope)
-{
-	PopActiveSnapshot();
-	SPI_finish();
-	owner_leave(scope);
-	CommitTransactionCommand();
-}
-
-/* Clean up after an error; gives its words in the current context */
-static char *
-abort_turn(int *sqlstate)
-{
-	MemoryContext context = TopMemoryContext;
-	ErrorData  *error;
-	char	   *words;
-
-	HOLD_INTERRUPTS();
-	MemoryContextSwitchTo(context);
-	error = CopyErrorData();
-	EmitErrorReport();
-	FlushErrorState();
-	AbortCurrentTransaction();
-	MemoryContextSwitchTo(context);
-	*sqlstate = error->sqlerrcode;
-	words = psprintf("internal error %s", unpack_sql_state(error->sqlerrcode));
-	roster_report_error(error->message != NULL ? error->message : words);
-	FreeErrorData(error);
-	RESUME_INTERRUPTS();
-	return words;
-}
-
-/* Is an error of the kind that passes, or could one message be the cause? */
+/* Can settling not wait for another turn? */
 static bool
-is_passing_error(int sqlstate)
+must_settle(TimestampTz now)
 {
-	switch (ERRCODE_TO_CATEGORY(sqlstate))
-	{
-		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):	/* transaction rollback */
-		case MAKE_SQLSTATE('4', '2', '0', '0', '0'):	/* undefined table, no privilege */
-		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* insufficient resources */
-		case MAKE_SQLSTATE('5', '5', '0', '0', '0'):	/* lock not available */
-		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):	/* operator intervention */
-		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):	/* system error */
-			return true;
-		default:
-			return false;
-	}
-}
-
-/* Settle what has finished and claim what is due */
-static TurnStart
-turn(int slots)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	OwnerScope	scope;
-	volatile int limit = slots;
-	volatile TurnStart start = TURN_STARTED;
-	volatile bool claiming = false;
-	volatile bool failed = false;
-
-	/* After an error, one transaction for each half, and one message at a time */
-	if (errors > 0 && sender.finishing > 0)
-		limit = 0;
-	else if (sender.careful)
-		limit = Min(limit, 1);
-
-	sender.nitems = 0;
-	sender.settling = 0;
-	PG_TRY();
-	{
-		start = begin_turn(&scope);
-		if (start == TURN_STARTED)
-		{
-			if (sender.finishing > 0)
-				settle_write();
-			if (limit > 0)
-			{
-				claiming = true;
-				claim_take(limit, now);
-			}
-			end_turn(&scope);
-		}
-	}
-	PG_CATCH();
-	{
-		int			sqlstate;
-		char	   *words = abort_turn(&sqlstate);
-
-		settle_undo();
-		claim_undo(claiming && sender.careful && !is_passing_error(sqlstate), words, now);
-		pfree(words);
-		failed = true;
-	}
-	PG_END_TRY();
-
-	if (start == TURN_LOCKED)
-		no_turn_before = TimestampTzPlusMilliseconds(now, LOCKED_LOOK_MS);
-	else if (failed)
-	{
-		long		delay = ERROR_WAIT_MS;
-
-		for (int i = 0; i < errors && delay < ERROR_WAIT_MAX_MS; i++)
-			delay *= 2;
-		no_turn_before = TimestampTzPlusMilliseconds(now, Min(delay, ERROR_WAIT_MAX_MS));
-		errors++;
-		sender.careful = true;
-		careful_turns = 0;
-	}
-	else if (start == TURN_STARTED)
-	{
-		errors = 0;
-		if (sender.careful && ++careful_turns >= CAREFUL_TURNS)
-			sender.careful = false;
-		if (sender.settling > 0)
-			settle_done(now);
-		if (claiming)
-		{
-			look = sender.more;
-			next_look = TimestampTzPlusMilliseconds(now, accounts_troubled() ? TROUBLED_LOOK_MS : LOOK_MS);
-			claim_done(now);
-		}
-	}
-	MemoryContextReset(sender.turn_context);
-	return start;
-}
-
-/* Delete rows that are nobody's */
-static void
-clear_away(TimestampTz now)
-{
-	PG_TRY();
-	{
-		OwnerScope	scope;
-
-		if (begin_turn(&scope) == TURN_STARTED)
-		{
-			/* A minute later than ours, lest two servers' clocks differ */
-			(void) outbox_delete_expired(TimestampTzPlusMilliseconds(now, -CLEAR_MS), !otp_delivery);
-			end_turn(&scope);
-		}
-	}
-	PG_CATCH();
-	{
-		int			sqlstate;
-
-		pfree(abort_turn(&sqlstate));
-	}
-	PG_END_TRY();
-}
-
-/* Write the ledger back */
-static void
-write_back(void)
-{
-	PG_TRY();
-	{
-		attempts_write_back();
-	}
-	PG_CATCH();
-	{
-		int			sqlstate;
-
-		pfree(abort_turn(&sqlstate));
-	}
-	PG_END_TRY();
+	if (sender.finishing == 0)
+		return false;
+	return sender.errors > 0 || sender.finishing >= SETTLE_WITH ||
+		dlist_container(Owed, node, dlist_head_node(&sender.finished))->ended_at + SETTLE_DELAY_US <= now;
 }
 
 /* ---- the network ---- */
@@ -427,6 +101,7 @@ http_options(HttpOptions *options)
 static void
 work_on_network(void)
 {
+	MemoryContext old = MemoryContextSwitchTo(sender.turn_context);
 	HttpResponse *response;
 	TimestampTz now = 0;
 
@@ -438,6 +113,9 @@ work_on_network(void)
 		judge_response(response, now);
 		http_response_free(response);
 	}
+	MemoryContextSwitchTo(old);
+	if (now != 0)
+		MemoryContextReset(sender.turn_context);
 }
 
 /* How many requests may be started now; until when if none */
@@ -528,16 +206,9 @@ init_sender(Oid database)
 
 	memset(&sender, 0, sizeof(sender));
 	sender.database = database;
-	sender.owed_context = SlabContextCreate(TopMemoryContext, "otp messages owed",
-											SLAB_DEFAULT_BLOCK_SIZE, sizeof(Owed));
-	sender.outcome_context = AllocSetContextCreate(TopMemoryContext, "otp outcomes",
-												   ALLOCSET_DEFAULT_SIZES);
+	owed_init();
 	sender.turn_context = AllocSetContextCreate(TopMemoryContext, "otp turn",
 												ALLOCSET_DEFAULT_SIZES);
-	pairingheap_reset(&sender.heap);
-	sender.heap.ph_compare = compare_due;
-	dlist_init(&sender.in_flight);
-	dlist_init(&sender.finished);
 	accounts_init();
 
 	http_options(&options);
@@ -573,10 +244,9 @@ report_figures(void)
 
 	report.last_turn = GetCurrentTimestamp();
 	report.waiting = sender.waiting;
-	report.next_due = pairingheap_is_empty(&sender.heap) ? 0 :
-		pairingheap_container(Owed, waiting, pairingheap_first(&sender.heap))->row.due_at;
+	report.next_due = owed_next_due();
 	report.in_flight = sender.flying;
-	report.backlog = look || sender.finishing > 0;
+	report.backlog = sender.look || sender.finishing > 0;
 	report.accepted = sender.accepted;
 	report.retried = sender.retried;
 	report.failed = sender.failed;
@@ -602,7 +272,7 @@ take_interrupts(void)
 			ereport(LOG,
 					(errcode(ERRCODE_OUT_OF_MEMORY),
 					 errmsg("out of memory")));
-		look = true;
+		sender.look = true;
 	}
 }
 
@@ -624,9 +294,10 @@ leave(bool yield)
 			until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS);
 		}
 		work_on_network();
-		if (sender.finishing > 0 && GetCurrentTimestamp() >= no_turn_before)
+		if (sender.finishing > 0 && GetCurrentTimestamp() >= sender.no_turn_before)
 		{
-			(void) turn(0);
+			if (turn_run(0, true) == TURN_ABSENT)
+				break;
 			continue;
 		}
 		if (sender.flying == 0 && sender.finishing == 0)
@@ -635,7 +306,7 @@ leave(bool yield)
 			break;
 		report_figures();
 		wait_for_events(yield ? TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS) :
-						sender.finishing > 0 ? Min(until, no_turn_before) : until);
+						sender.finishing > 0 ? Min(until, sender.no_turn_before) : until);
 	}
 
 	/*
@@ -650,11 +321,11 @@ leave(bool yield)
 	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS);
 	while (sender.finishing > 0 && GetCurrentTimestamp() < until)
 	{
-		TurnStart	start = turn(0);
+		TurnStart	start = turn_run(0, true);
 
 		if (start == TURN_ABSENT)
 			break;
-		if (start == TURN_LOCKED || errors > 0)
+		if (start == TURN_LOCKED || sender.errors > 0)
 			pg_usleep(LOCKED_LOOK_MS * 1000L);
 	}
 	report_figures();
@@ -693,7 +364,7 @@ otp_sender_main(Datum arg)
 
 	init_sender(database);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	look = true;
+	sender.look = true;
 
 	for (;;)
 	{
@@ -702,7 +373,9 @@ otp_sender_main(Datum arg)
 		TimestampTz slots_free_at;
 		RosterRequest request;
 		int			slots;
+		TimestampTz next_due;
 		bool		claim;
+		bool		settle;
 
 		/* Whoever sets the latch from here on makes the wait below end at once */
 		ResetLatch(MyLatch);
@@ -719,19 +392,19 @@ otp_sender_main(Datum arg)
 
 		/* The flag first, then the queue: see roster.c */
 		if (roster_take_wake())
-			look = true;
+			sender.look = true;
 		now = GetCurrentTimestamp();
-		if (now >= next_look ||
-			(!pairingheap_is_empty(&sender.heap) &&
-			 pairingheap_container(Owed, waiting, pairingheap_first(&sender.heap))->row.due_at <= now))
-			look = true;
+		next_due = owed_next_due();
+		if (now >= sender.next_look || (next_due != 0 && next_due <= now))
+			sender.look = true;
 
 		slots = otp_delivery ? free_slots(now, &slots_free_at) : 0;
-		claim = look && slots > 0;
-		if ((claim || sender.finishing > 0) && now >= no_turn_before)
+		claim = sender.look && slots > 0;
+		settle = !claim || must_settle(now);
+		if ((claim || sender.finishing > 0) && now >= sender.no_turn_before)
 		{
 			pgstat_report_activity(STATE_RUNNING, "sending");
-			if (turn(claim ? slots : 0) == TURN_ABSENT)
+			if (turn_run(claim ? slots : 0, settle) == TURN_ABSENT)
 			{
 				/* Dropped; what is in flight has nowhere to be noted */
 				http_client_destroy(sender.client);
@@ -749,14 +422,14 @@ otp_sender_main(Datum arg)
 		if (now >= next_write_back)
 		{
 			next_write_back = TimestampTzPlusMilliseconds(now, WRITE_BACK_MS);
+			pgstat_report_stat(false);
 			if (ledger_has_entries(database))
-				write_back();
+				turn_write_back();
 		}
 		if (now >= next_clear)
 		{
 			next_clear = TimestampTzPlusMilliseconds(now, CLEAR_MS);
-			clear_away(now);
-			pgstat_report_stat(true);
+			turn_clear_away(now);
 		}
 		report_figures();
 
@@ -767,20 +440,18 @@ otp_sender_main(Datum arg)
 			slots = free_slots(now, &slots_free_at);
 			if (slots > 0)
 			{
-				wait_until = Min(wait_until, next_look);
-				if (look)
-					wait_until = Min(wait_until, no_turn_before);
-				if (!pairingheap_is_empty(&sender.heap))
-					wait_until = Min(wait_until,
-									 Max(no_turn_before,
-										 pairingheap_container(Owed, waiting,
-															   pairingheap_first(&sender.heap))->row.due_at));
+				wait_until = Min(wait_until, Max(sender.no_turn_before, sender.next_look));
+				if (sender.look)
+					wait_until = Min(wait_until, sender.no_turn_before);
+				next_due = owed_next_due();
+				if (next_due != 0)
+					wait_until = Min(wait_until, Max(sender.no_turn_before, next_due));
 			}
 			else if (slots_free_at != 0 && sender.flying < otp_max_in_flight)
 				wait_until = Min(wait_until, slots_free_at);
 		}
 		if (sender.finishing > 0)
-			wait_until = Min(wait_until, no_turn_before);
+			wait_until = Min(wait_until, sender.no_turn_before);
 		if (wait_until > now)
 			wait_for_events(wait_until);
 	}

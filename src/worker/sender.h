@@ -3,8 +3,9 @@
  * sender.h
  *	  The parts of a sender.
  *
- * sender.c turns the loop; sender_claim.c takes what is due, sender_judge.c
- * decides what follows from an answer, sender_settle.c writes that down;
+ * sender.c turns the loop, sender_turn.c runs its transactions: in them,
+ * sender_claim.c takes what is due and sender_settle.c writes down what came
+ * of it, as sender_judge.c has decided. owed.c holds the messages in memory;
  * account.c knows the provider accounts and their breakers.
  *
  *-------------------------------------------------------------------------
@@ -183,6 +184,11 @@ typedef struct Sender
 	int			settling;
 	OutboxRow  *updated;		/* new values of rows that stay, in order */
 
+	bool		look;			/* there may be something to claim */
+	TimestampTz next_look;
+	TimestampTz no_turn_before;
+	int			errors;			/* turns in a row that failed */
+	int			careful_turns;
 	bool		careful;		/* one message at a time: one of them breaks the claim */
 	int64		accepted;
 	int64		retried;
@@ -192,8 +198,11 @@ typedef struct Sender
 
 extern Sender sender;
 
-/* Waiting (sender.c) */
+/* Rows in memory (owed.c) */
+extern void owed_init(void);
+extern TimestampTz owed_next_due(void);
 extern Owed *owed_new(const OutboxRow *row);
+extern void owed_clear_outcome(Owed *o);
 extern void owed_free(Owed *o);
 extern void owed_wait(Owed *o, TimestampTz due_at);
 extern Owed *owed_first_due(TimestampTz now);
@@ -203,6 +212,27 @@ extern void owed_release_held(int32 account_id, TimestampTz now);
 
 /* Note what came of a message: it will be written by the next settle. */
 extern void owed_finish(Owed *o, OwedEnd end, TimestampTz now);
+
+/* ---- transactions (sender_turn.c) ---- */
+
+typedef enum TurnStart
+{
+	TURN_STARTED,
+	TURN_LOCKED,				/* somebody is about to drop or move the queue */
+	TURN_ABSENT					/* the extension is not there */
+} TurnStart;
+
+/*
+ * Write what has finished, if settle is set, and claim up to so many messages
+ * and start them. Raises nothing: after an error it says when to try again.
+ */
+extern TurnStart turn_run(int slots, bool settle);
+
+/* Delete expired rows that are nobody's. */
+extern void turn_clear_away(TimestampTz now);
+
+/* Write the ledger back. */
+extern void turn_write_back(void);
 
 /* sender_claim.c: inside the transaction; after its commit; after its abort */
 extern void claim_take(int limit, TimestampTz now);

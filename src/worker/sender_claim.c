@@ -16,7 +16,6 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -80,7 +79,6 @@ decide_unavailable(ClaimItem *item, Account *a, const char *why,
 	o->account_id = a != NULL ? a->account_id : 0;
 	o->http_status = 0;
 	o->provider_code = 0;
-	o->message_id = NULL;
 	if (judge_can_fall_back(o, now))
 	{
 		decide_end(item, END_FALLBACK);
@@ -232,13 +230,6 @@ choose_account(ClaimItem *item, const MessageSource *source, TimestampTz now, Ac
 	return true;
 }
 
-/* Give a text to the channel */
-static const char *
-to_utf8(const char *text)
-{
-	return text == NULL ? NULL : pg_server_to_any(text, strlen(text), PG_UTF8);
-}
-
 /* Make the request */
 static void
 build_request(ClaimItem *item, const MessageSource *source, Account *a, TimestampTz now)
@@ -269,8 +260,8 @@ build_request(ClaimItem *item, const MessageSource *source, Account *a, Timestam
 
 		text = sms_text_fill(source->body, source->last_line, code, message.expires_in,
 							 route != NULL ? route->app_name : NULL);
-		message.text = to_utf8(text);
-		message.sender = to_utf8(source->sender);
+		message.text = text;
+		message.sender = source->sender;
 		message.dlt_entity_id = source->dlt_entity_id;
 		message.dlt_template_id = source->dlt_template_id;
 	}
@@ -450,7 +441,7 @@ claim_undo(bool blame, const char *why, TimestampTz now)
 				account_probe_off(a, now);
 			o->probe = false;
 		}
-		o->end = END_NONE;
+		owed_clear_outcome(o);
 		if (blame)
 		{
 			o->fresh = false;
@@ -458,7 +449,6 @@ claim_undo(bool blame, const char *why, TimestampTz now)
 			o->record = true;
 			o->http_status = 0;
 			o->provider_code = 0;
-			o->message_id = NULL;
 			o->detail = MemoryContextStrdup(sender.outcome_context, why);
 			o->reason = "delivery_failed";
 			owed_finish(o, END_FAILED, now);

@@ -130,19 +130,6 @@ settle_write(void)
 	}
 }
 
-/* Free what a finished message has noted */
-static void
-free_outcome(Owed *o)
-{
-	if (o->message_id != NULL)
-		pfree(o->message_id);
-	if (o->detail != NULL)
-		pfree(o->detail);
-	o->message_id = NULL;
-	o->detail = NULL;
-	o->end = END_NONE;
-}
-
 /* Forget what is written */
 void
 settle_done(TimestampTz now)
@@ -155,7 +142,7 @@ settle_done(TimestampTz now)
 		OwedEnd		end = o->end;
 
 		sender.finishing--;
-		free_outcome(o);
+		owed_clear_outcome(o);
 		switch (end)
 		{
 			case END_SENT:
