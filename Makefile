@@ -6,7 +6,7 @@ OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/*/*.c)))
 
 TESTS = $(wildcard test/sql/*.sql)
 REGRESS = $(patsubst test/sql/%.sql,%,$(TESTS))
-REGRESS_OPTS = --inputdir=test --outputdir=test/output --expecteddir=.
+REGRESS_OPTS = --inputdir=test
 
 # Hidden symbols cannot clash with another library's
 PG_CPPFLAGS = -I$(srcdir)/src -D_GNU_SOURCE

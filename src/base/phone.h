@@ -17,7 +17,7 @@
 /*
  * Look for what is wrong with a phone number: NULL when it is good ("+" and
  * 7 to 15 digits, no leading 0). Else a constant phrase for a hint, such as
- * "has spaces" or "no leading +", with nothing of the number in it. The text
+ * "has spaces" or "has no leading +", with nothing of the number in it. The text
  * needs no NUL.
  */
 extern const char *phone_defect(const char *phone, size_t len);

@@ -30,10 +30,23 @@ change_privileges(Oid role, bool grant)
 	const char *name = quote_identifier(GetUserNameFromId(role, false));
 	uint64		n;
 	char	  **verbs;
+	Oid			types[] = {OIDOID};
+	Datum		values[] = {ObjectIdGetDatum(role)};
 
 	for (int i = 0; i < lengthof(privileges); i++)
 		if (SPI_execute(psprintf(grant ? "GRANT %s TO %s" : "REVOKE %s FROM %s", privileges[i], name), false, 0) != SPI_OK_UTILITY)
 			elog(ERROR, "could not change privileges");
+
+	/* It may be a schema of its own; what else is in it is not ours to take back */
+	if (SPI_execute_with_args("SELECT e.extnamespace::regnamespace::text FROM pg_extension e"
+							  " WHERE e.extname = 'otp' AND NOT has_schema_privilege($1, e.extnamespace, 'USAGE')",
+							  lengthof(types), types, values, NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not find the schema of the verbs");
+	if (grant && SPI_processed > 0 &&
+		SPI_execute(psprintf("GRANT USAGE ON SCHEMA %s TO %s",
+							 SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1), name),
+					false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not change privileges");
 
 	/* The verbs live in whatever schema the extension was created in */
 	if (SPI_execute("SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass"

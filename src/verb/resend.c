@@ -47,7 +47,16 @@ otp_resend(PG_FUNCTION_ARGS)
 
 	verb_begin(&scope, "otp_resend()", VERB_WRITES);
 	workspaces = workspace_granted(scope.caller, false);
-	if (!ulid_parse(id_text, strlen(id_text), &id) || !verification_lock(workspaces, &id, &v))
+	if (!ulid_parse(id_text, strlen(id_text), &id) || !verification_find(workspaces, &id, true, &v))
+		verb_raise_end(OTP_NOT_FOUND);
+
+	/*
+	 * The phone before the row, as in a transaction that sends and then
+	 * verifies: the other way round, the two could wait for each other.
+	 */
+	if (v.test_outcome == NULL)
+		verification_lock_phone(v.workspace_id, v.phone);
+	if (!verification_lock(workspaces, &id, &v))
 		verb_raise_end(OTP_NOT_FOUND);
 
 	/* Only a code that can still be verified */
