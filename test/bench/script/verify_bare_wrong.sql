@@ -1,0 +1,17 @@
+-- The statements that a verification cannot do without, one by one
+\set i :i + 1
+\set n (:i - 1) * :clients + :client_id + 1
+BEGIN;
+SELECT v.workspace_id, v.created_xid, v.created_at, v.expires_at, v.verified_at, v.canceled_at,
+	v.resent_at, v.last_attempt_at, v.key_id, v.length, v.attempts, v.max_attempts, v.resends, v.fallback_sms,
+	v.test_outcome, v.phone, v.template, v.language, v.channel, v.context, v.salt, v.code_hash, v.metadata,
+	l.channel, l.ended_reason, f.since, f.failures, v.id
+FROM otp.verifications_LEAF v
+LEFT JOIN LATERAL (SELECT m.channel, m.ended_reason FROM otp.messages_LEAF m
+	WHERE m.workspace_id = v.workspace_id AND m.verification_id = v.id ORDER BY m.number DESC LIMIT 1) l ON true
+LEFT JOIN otp.phone_failures f ON f.workspace_id = v.workspace_id AND f.phone = v.phone
+WHERE v.workspace_id = ANY ('{1}') AND v.id = (SELECT g.id FROM bench.guesses g WHERE g.n = :n)
+FOR NO KEY UPDATE OF v \gset row_
+UPDATE otp.verifications_LEAF SET last_attempt_at = now(), attempts = 1
+WHERE workspace_id = 1 AND id = :row_id::uuid;
+COMMIT;

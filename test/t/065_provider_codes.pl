@@ -1,0 +1,290 @@
+# 065_provider_codes.pl
+#	Every error code of a provider leads where it should.
+#
+# Protects the classification by the providers' own codes: what is tried
+# again, what is given up, what goes by SMS, what shuts an account. One
+# workspace with accounts of its own for each code, so that none meets
+# another's breaker or pace.
+
+use strict;
+use warnings;
+
+use OTP::Cluster;
+use OTP::Simulator;
+use OTP::Wait;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# What the codes ask for:
+#	retry	is tried again, and gets through
+#	later	is tried again, but not within a minute
+#	give up	final for this message
+#	account	final for this message, and the account is not used any more
+# With "sms" a message that wants a fallback gets it at once (a retry only when
+# trying does not help). "status" and "subcode" as the provider sends them.
+my @meta = (
+	# the token, its permissions, the account
+	(map { { code => $_->[0], status => $_->[1], outcome => 'account', sms => 1 } }
+		[ 0, 401 ], [ 190, 401 ], [ 3, 500 ], [ 10, 403 ], [ 200, 403 ], [ 219, 403 ],
+		[ 299, 403 ], [ 131005, 403 ], [ 33, 400 ], [ 368, 403 ], [ 131031, 403 ],
+		[ 131064, 400 ], [ 131042, 400 ], [ 131045, 500 ], [ 133010, 400 ],
+		[ 131037, 400 ], [ 134011, 400 ]),
+	{ code => 131048, status => 400, outcome => 'account', sms => 1, long => 1 },
+	{ code => 100, status => 400, subcode => 33, outcome => 'account', sms => 1 },
+
+	# too fast; all with 400, not 429
+	(map { { code => $_, status => 400, outcome => 'later', sms => 1 } } 4, 80007),
+	{ code => 130429, status => 400, outcome => 'retry', sms => 1 },
+
+	# Meta's own trouble
+	{ code => 1, status => 400, outcome => 'retry', sms => 1 },
+	{ code => 2, status => 503, outcome => 'retry', sms => 1 },
+	{ code => 131000, status => 500, outcome => 'retry', sms => 1 },
+	{ code => 131016, status => 500, outcome => 'retry', sms => 1 },
+	{ code => 133004, status => 503, outcome => 'retry', sms => 1 },
+
+	# this recipient
+	(map { { code => $_, status => 400, outcome => 'give up', sms => 1 } }
+		131026, 131049, 131050, 130472, 131062, 137000),
+	{ code => 130497, status => 403, outcome => 'give up', sms => 1 },
+	{ code => 131021, status => 400, outcome => 'give up' },
+	{ code => 130403, status => 400, outcome => 'give up' },
+
+	# this request
+	(map { { code => $_, status => 400, outcome => 'give up', sms => 1 } }
+		100, 131008, 131009, 135000),
+	{ code => 131047, status => 400, outcome => 'give up' },
+	{ code => 131051, status => 400, outcome => 'give up' },
+
+	# this template
+	{ code => 132001, status => 404, outcome => 'give up', sms => 1,
+		reason => 'template_not_found' },
+	(map { { code => $_, status => 400, outcome => 'give up', sms => 1,
+				reason => 'template_not_found' } } 132015, 132016),
+	(map { { code => $_, status => 400, outcome => 'give up', sms => 1 } }
+		132000, 132005, 132007, 132012, 132018),
+
+	# one that nobody knows: by its status
+	{ code => 987001, status => 400, outcome => 'give up', sms => 1 },
+	{ code => 987002, status => 500, outcome => 'retry', sms => 1 });
+
+my @twilio = (
+	(map { { code => $_->[0], status => $_->[1], outcome => 'account' } }
+		[ 20003, 401 ], [ 20404, 404 ], [ 21212, 400 ], [ 21606, 400 ], [ 21608, 400 ],
+		[ 21703, 400 ], [ 21704, 400 ], [ 21705, 400 ], [ 30002, 400 ]),
+	{ code => 20429, status => 429, outcome => 'retry' },
+	{ code => 14107, status => 400, outcome => 'retry' },
+	{ code => 20503, status => 503, outcome => 'retry' },
+	{ code => 20500, status => 500, outcome => 'retry' },
+	(map { { code => $_, status => 400, outcome => 'give up' } }
+		21211, 21408, 21610, 21612, 21614, 21635, 21617, 21602, 21603, 21604,
+		30004, 30005, 30006, 30007, 30450, 30485),
+	{ code => 98701, status => 400, outcome => 'give up' },
+	{ code => 98702, status => 503, outcome => 'retry' });
+
+my $sim = OTP::Simulator->start;
+my $node = OTP::Cluster->start('main');
+$node->install;
+
+my $last_phone = 15550000000;
+
+# Make workspaces with accounts of their own
+sub make_workspaces
+{
+	my $names = join ', ', map { OTP::Cluster::quote($_) } @_;
+	my %sim = map { $_ => OTP::Cluster::quote($sim->$_) }
+	  qw(base_url phone_number_id token account_sid auth_token);
+	my $sender = OTP::Cluster::quote(OTP::Cluster::SMS_SENDER);
+
+	$node->run(<<"END");
+INSERT INTO otp.workspaces (name) SELECT unnest(ARRAY[$names]);
+INSERT INTO otp.templates (workspace_id, name, language)
+	SELECT workspace_id, 'otp_verification', 'en_US' FROM otp.workspaces WHERE name IN ($names);
+INSERT INTO otp.sms_texts (workspace_id, template, language, body)
+	SELECT workspace_id, 'otp_verification', 'en_US', '{code} it is' FROM otp.workspaces WHERE name IN ($names);
+SELECT otp.configure_meta(account => 'meta_' || name, workspace => name, base_url => $sim{base_url},
+		phone_number_id => $sim{phone_number_id}, access_token => $sim{token}),
+	otp.configure_twilio(account => 'twilio_' || name, workspace => name, base_url => $sim{base_url},
+		account_sid => $sim{account_sid}, auth_token => $sim{auth_token}, sender => $sender,
+		status_callback => 'https://example.com/receipt')
+FROM unnest(ARRAY[$names]) name;
+END
+	$node->lift_limits;
+	return;
+}
+
+# Send, and have the provider answer it so
+sub send_refused
+{
+	my ($case, %args) = @_;
+	my $phone = '+' . ++$last_phone;
+
+	$sim->behave({
+			match => { phone => $phone, api => $case->{api} },
+			times => $args{times} // 1,
+			do => {
+				code => 0 + $case->{code},
+				status => $case->{status},
+				$case->{subcode} ? (subcode => $case->{subcode}) : () } });
+	delete $args{times};
+	return $node->send(
+		$phone,
+		workspace => $case->{workspace},
+		channel => $case->{api} eq 'meta' ? 'whatsapp' : 'sms',
+		%args);
+}
+
+# Give the last message of an id, once it has got somewhere
+sub message
+{
+	my ($id) = @_;
+	my $row;
+
+	poll_until
+	{
+		$row = $node->row(<<"END");
+SELECT m.*, a.name AS account FROM otp.messages m LEFT JOIN otp.provider_accounts a USING (account_id)
+WHERE m.verification_id = otp.parse_id('$id') ORDER BY number DESC LIMIT 1
+END
+		defined $row && (defined $row->{sent_at} || defined $row->{ended_reason});
+	};
+	return $row // {};
+}
+
+# Start everything, so that it waits together
+my @cases = ((map { { %$_, api => 'meta' } } @meta), (map { { %$_, api => 'twilio' } } @twilio));
+foreach my $case (@cases)
+{
+	$case->{name} = "$case->{api}_$case->{code}";
+	$case->{name} .= "_$case->{subcode}" if $case->{subcode};
+	$case->{workspace} = $case->{name};
+}
+make_workspaces('stubborn', map { $_->{name} } @cases);
+$node->wait_for_sender;
+
+foreach my $case (@cases)
+{
+	my $name = $case->{name};
+
+	$case->{plain} = send_refused($case);
+
+	# while the account is shut, which is a few seconds at first
+	if ($case->{outcome} eq 'account')
+	{
+		$case->{open} = $node->poll_query_until('postgres',
+			"SELECT breaker = 'open' FROM otp.providers WHERE account = '$case->{api}_$name'");
+		if ($case->{api} eq 'meta')
+		{
+			$case->{error} = $node->error_of(
+				"SELECT * FROM otp_send('+15559999999', workspace => '$name')");
+			$case->{fallback} = $node->send('+' . ++$last_phone, workspace => $name,
+				fallback_sms => 'true');
+		}
+	}
+}
+
+foreach my $case (@cases)
+{
+	my ($name, $outcome) = @$case{qw(name outcome)};
+	my $reason = $case->{reason}
+	  // ($outcome eq 'account' ? 'provider_unavailable' : 'delivery_failed');
+
+	subtest "$name: $outcome" => sub {
+		if ($outcome eq 'retry')
+		{
+			my $m = message($case->{plain});
+
+			ok(defined $m->{sent_at}, 'is sent in the end');
+			is($m->{tries}, 2, 'at the second try');
+			ok(!defined $m->{ended_reason} && !defined $m->{failed_at}, 'and has not failed');
+			is(scalar($sim->log(otp_id => $case->{plain})), 2, 'two requests');
+		}
+		elsif ($outcome eq 'later')
+		{
+			ok( $node->poll_query_until('postgres', <<"END"), 'is tried again after a minute');
+SELECT tries = 1 AND due_at > clock_timestamp() + interval '30 s' FROM otp.outbox
+WHERE id = otp.parse_id('$case->{plain}')
+END
+			is($node->status($case->{plain})->{status}, 'pending', 'and is pending');
+		}
+		else
+		{
+			my $m = message($case->{plain});
+			my $status = $node->status($case->{plain});
+
+			# 0 stands for none in the table, and is in the words
+			is($m->{provider_code}, $case->{code} || undef, 'has the code');
+			is($m->{http_status}, $case->{status}, 'and the status');
+			is($m->{tries}, 1, 'is tried once');
+			is($m->{ended_reason}, $reason, "ends as $reason");
+			is($status->{status}, 'failed', 'and is failed');
+			like($status->{error_detail}, qr/\b$case->{code}\b/, 'with the code for people');
+			unlike($m->{detail}, qr/\d{7}/, 'and without a phone');
+			is(scalar($sim->log(otp_id => $case->{plain})), 1, 'one request');
+		}
+
+		# The account
+		if ($outcome eq 'account')
+		{
+			ok($case->{open}, 'the account is shut');
+		}
+		else
+		{
+			is( $node->value(
+					"SELECT breaker FROM otp.providers WHERE account = '$case->{api}_$name'"),
+				'closed', 'the account is in use');
+		}
+
+		if ($case->{api} eq 'meta' && $outcome eq 'account')
+		{
+			my $m = message($case->{fallback});
+
+			is($case->{error}{sqlstate}, 'OT503', 'another send is told so');
+			cmp_ok($case->{error}{detail}{retry_after}, '>', 0, 'and when to come back');
+			ok($m->{channel} eq 'sms' && defined $m->{sent_at}, 'and goes by SMS if it may');
+			is(join(',', map { $_->{api} } $sim->log(otp_id => $case->{fallback})),
+				'twilio', 'without asking WhatsApp');
+			cmp_ok($case->{error}{detail}{retry_after}, '>', 60, 'which is long from now')
+			  if $case->{long};
+		}
+		elsif ($case->{api} eq 'meta' && $outcome eq 'give up')
+		{
+			my $id = send_refused($case, fallback_sms => 'true');
+			my $m = message($id);
+			my $status = $node->status($id);
+
+			if ($case->{sms})
+			{
+				is($m->{channel}, 'sms', 'goes by SMS if it may');
+				ok(defined $m->{sent_at}, 'at once');
+				is($m->{number}, 2, 'as the second message');
+				ok($status->{fallback_used}, 'which the status shows');
+				is($status->{status}, 'pending', 'and it is alive');
+				is($node->verify($id, $sim->code_for($id))->{valid}, 1, 'the code is good');
+			}
+			else
+			{
+				is($m->{ended_reason}, $reason, 'SMS would not help');
+				is(scalar($sim->log(otp_id => $id)), 1, 'and is not tried');
+			}
+		}
+	};
+}
+
+#
+# SMS once trying WhatsApp again has not helped
+#
+foreach my $code (1, 131016)
+{
+	my $case = { api => 'meta', code => $code, status => 500, workspace => 'stubborn' };
+	my $id = send_refused($case, times => 100, fallback_sms => 'true');
+	my $m = message($id);
+	my $whatsapp = () = grep { $_->{api} eq 'meta' } $sim->log(otp_id => $id);
+
+	is($m->{channel}, 'sms', "$code again and again: SMS");
+	cmp_ok($whatsapp, '>', 1, 'after some tries');
+	cmp_ok($whatsapp, '<', 6, 'but not many');
+}
+
+$node->stop;
+done_testing();
