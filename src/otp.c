@@ -143,7 +143,7 @@ startup_shmem(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	ledger_shmem_init();
 	limiter_shmem_init();
-	roster_shmem_init(false);
+	roster_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 	shmem_attached = true;
 

@@ -54,9 +54,11 @@
 #if PG_VERSION_NUM >= 160000
 #define compat_database_ownercheck(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
 #define compat_extension_ownercheck(oid, role) object_ownercheck(ExtensionRelationId, oid, role)
+#define compat_schema_ownercheck(oid, role) object_ownercheck(NamespaceRelationId, oid, role)
 #else
 #define compat_database_ownercheck(oid, role) pg_database_ownercheck(oid, role)
 #define compat_extension_ownercheck(oid, role) pg_extension_ownercheck(oid, role)
+#define compat_schema_ownercheck(oid, role) pg_namespace_ownercheck(oid, role)
 #endif
 
 /* Later minor releases mark a database whose removal was cut short. */
@@ -88,6 +90,7 @@
 #include "miscadmin.h"
 #include "utils/tuplestore.h"
 
+/* Prepare to give rows */
 static inline void
 InitMaterializedSRF(FunctionCallInfo fcinfo, bits32 flags)
 {

@@ -136,6 +136,7 @@ static const struct
 	uint32		network;
 	int			bits;
 }			private_networks[] =
+
 {
 	{0x00000000, 8},			/* this network */
 	{0x0A000000, 8},			/* private */
@@ -1142,7 +1143,10 @@ http_client_run(HttpClient *client)
 	if (client->broken)
 		replace_multi(client);
 
-	/* A busy set is left for the next turn, so that the caller gets a turn too */
+	/*
+	 * A busy set is left for the next turn, so that the caller gets a turn
+	 * too
+	 */
 	for (int call = 0; call < CALLS_PER_RUN && client->multi != NULL; call++)
 	{
 		CURLMcode	code = CURLM_OK;

@@ -518,9 +518,9 @@ void
 keyring_create_file_if_missing(void)
 {
 	static const char comment[] =
-		"# Key of the PostgreSQL extension otp. Without it no code can be sent or verified.\n"
-		"# Copy this file to every node of the cluster, with mode 0600, but keep it out of backups.\n"
-		"# To rotate, put a new line of 64 hex digits above the old one; keep the old one.\n";
+	"# Key of the PostgreSQL extension otp. Without it no code can be sent or verified.\n"
+	"# Copy this file to every node of the cluster, with mode 0600, but keep it out of backups.\n"
+	"# To rotate, put a new line of 64 hex digits above the old one; keep the old one.\n";
 	char		path[MAXPGPATH];
 	char		text[sizeof(comment) + HEX_LENGTH + 1];
 	uint8		raw[KEY_LENGTH];

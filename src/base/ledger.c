@@ -216,7 +216,10 @@ ledger_take(LedgerGuess *guess, int *attempts, int *retry_after)
 
 	if (guess->phone_limit > 0)
 	{
-		/* What is committed and what is not yet: the more, of the window that lasts */
+		/*
+		 * What is committed and what is not yet: the more, of the window that
+		 * lasts
+		 */
 		phone_entry = find_entry(&phone);
 		if (guess->phone_since != 0 && guess->now - guess->phone_since < PHONE_WINDOW)
 		{
@@ -316,7 +319,10 @@ give_back(const LedgerKey *key, bool entry_made, int committed)
 	entry->count--;
 	entry->taken--;
 
-	/* Made for this guess, and no other has failed since: it says no more than the row does */
+	/*
+	 * Made for this guess, and no other has failed since: it says no more
+	 * than the row does
+	 */
 	if (entry_made && entry->taken == 0 && entry->count <= committed)
 		remove_entry(key);
 }
@@ -334,7 +340,8 @@ ledger_right(const LedgerGuess *guess)
 	{
 		phone_key(&key, guess->workspace_id, guess->phone);
 		give_back(&key, guess->phone_entry_made,
-				  guess->phone_since != 0 && guess->now - guess->phone_since < PHONE_WINDOW ? guess->phone_failures : 0);
+				  guess->phone_since != 0 && guess->now - guess->phone_since < PHONE_WINDOW
+				  ? guess->phone_failures : 0);
 	}
 	LWLockRelease(ledger->lock);
 }

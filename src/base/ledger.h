@@ -36,7 +36,8 @@ typedef struct LedgerEntry
 	int32		taken;			/* guesses counted and not yet compared */
 	TransactionId created_xid;	/* that sent the verification */
 	TimestampTz since;			/* phone: start of the window counted */
-	TimestampTz expires_at;		/* verification: no guess is right from then on */
+	TimestampTz expires_at;		/* verification: no guess is right from then
+								 * on */
 } LedgerEntry;
 
 /* What a guess is counted against, as read from the locked row */
@@ -52,7 +53,8 @@ typedef struct LedgerGuess
 	int			phone_failures; /* committed */
 	TimestampTz phone_since;	/* start of their window, or 0 */
 	int			phone_limit;	/* failures in 24 h, 0 is no limit */
-	uint32		phone_settles;	/* ledger_phone_settles, from before the two were read */
+	uint32		phone_settles;	/* ledger_phone_settles, from before the two
+								 * were read */
 	TimestampTz now;
 	/* set by ledger_take */
 	bool		entry_made;
@@ -64,7 +66,8 @@ typedef enum LedgerAnswer
 	LEDGER_TAKEN,				/* counted: compare now */
 	LEDGER_USED_UP,				/* no attempt left */
 	LEDGER_COOLING,				/* the phone has failed too often */
-	LEDGER_STALE,				/* read the phone's failures again, and come back */
+	LEDGER_STALE,				/* read the phone's failures again, and come
+								 * back */
 	LEDGER_FULL					/* no room to count, so no guess */
 } LedgerAnswer;
 

@@ -114,7 +114,10 @@ limiter_take(int32 workspace_id, int per_second, int *retry_after)
 			bucket->tokens = Min((double) per_second,
 								 bucket->tokens + (double) (now - bucket->filled_at) * per_second / USECS_PER_SEC);
 
-		/* A clock that was set back refills nothing, but must not stop it for long */
+		/*
+		 * A clock that was set back refills nothing, but must not stop it for
+		 * long
+		 */
 		bucket->filled_at = now;
 		if (bucket->tokens >= 1.0)
 		{

@@ -28,12 +28,14 @@ is_digit(char c)
 	return c >= '0' && c <= '9';
 }
 
+/* Is it a letter? */
 static inline bool
 is_letter(char c)
 {
 	return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
+/* Is it white space? */
 static inline bool
 is_space(char c)
 {

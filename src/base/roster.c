@@ -61,8 +61,10 @@ roster_shmem_size(void)
 
 /* Make or find shared memory */
 void
-roster_shmem_init(bool found)
+roster_shmem_init(void)
 {
+	bool		found;
+
 	roster = ShmemInitStruct("otp roster", roster_shmem_size(), &found);
 	breakers = (RosterBreaker *) ((char *) roster + slots_size());
 	if (!found)

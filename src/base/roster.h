@@ -31,7 +31,8 @@ typedef struct RosterReport
 	TimestampTz next_due;		/* of what waits in its memory; 0: nothing */
 	int			waiting;		/* rows in its memory that are not in flight */
 	int			in_flight;
-	bool		backlog;		/* there was more in the queue than it could take */
+	bool		backlog;		/* there was more in the queue than it could
+								 * take */
 	int64		accepted;		/* since it started */
 	int64		retried;
 	int64		failed;
@@ -44,7 +45,8 @@ typedef struct RosterDatabase
 	Oid			database;
 	RosterState state;
 	pid_t		sender_pid;		/* 0: none */
-	TimestampTz started_at;		/* of the sender, or of the one before */
+	TimestampTz started_at;		/* of the sender, or of the one before; also
+								 * of one that was turned away by a pause */
 	bool		left_clean;		/* the last sender left on its own will */
 	bool		woken;			/* somebody has committed since it looked */
 	bool		yielding;
@@ -69,7 +71,8 @@ typedef struct RosterBreaker
 	Oid			database;
 	int			account_id;
 	BreakerState state;
-	bool		account_refused;	/* opened by an account error, not by an outage */
+	bool		account_refused;	/* opened by an account error, not by an
+									 * outage */
 	TimestampTz opened_at;
 	TimestampTz retry_at;
 	int			failures;		/* in a row */
@@ -82,7 +85,7 @@ typedef struct RosterBreaker
 /* ---- the server's start ---- */
 
 extern Size roster_shmem_size(void);
-extern void roster_shmem_init(bool found);
+extern void roster_shmem_init(void);
 
 /* ---- backends ---- */
 
@@ -153,7 +156,10 @@ extern void roster_drop_dead_pauses(void);
 
 /* ---- a sender ---- */
 
-/* Become the sender of a database; false when it has one, is paused or unknown. */
+/*
+ * Become the sender of a database, with all breakers closed; false when it has
+ * one, is paused or unknown.
+ */
 extern bool roster_enter(Oid database);
 
 /* Note what was found; leave is to follow when the extension is absent. */

@@ -86,9 +86,9 @@ roster_pause(Oid database, int timeout_ms)
 		return false;
 
 	/*
-	 * Wait for the sender to be gone from the list of backends, which comes
-	 * a little after it has left the roster: what follows counts backends,
-	 * and would sleep 100 ms for it.
+	 * Wait for the sender to be gone from the list of backends, which comes a
+	 * little after it has left the roster: what follows counts backends, and
+	 * would sleep 100 ms for it.
 	 */
 	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
 	while (leaving != 0 && BackendPidGetProc(leaving) != NULL)

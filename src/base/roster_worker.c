@@ -171,17 +171,25 @@ roster_enter(Oid database)
 
 	LWLockAcquire(&roster->lock, LW_EXCLUSIVE);
 	slot = roster_find(database);
-	if (slot != NULL && slot->sender_pid == 0 && !roster_is_paused(database))
+	if (slot != NULL && slot->sender_pid == 0)
+	{
+		slot->started_at = GetCurrentTimestamp();
+		entered = !roster_is_paused(database);
+
+		/* Turned away by a pause, it has not crashed, though it never ran */
+		slot->left_clean = !entered;
+	}
+	if (entered)
 	{
 		slot->sender_pid = MyProcPid;
 		slot->sender = MyProc;
 		slot->yield = false;
 		slot->starved = false;
-		slot->left_clean = false;
-		slot->started_at = GetCurrentTimestamp();
 		my_announced = slot->announced;
 		my_slot = slot;
-		entered = true;
+
+		/* What the one before thought of its accounts went with it */
+		roster_forget_breakers(database);
 	}
 	LWLockRelease(&roster->lock);
 	if (entered)

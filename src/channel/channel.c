@@ -102,13 +102,6 @@ channel_base_url(const ProviderAccount *account, const char *preset)
 	return url;
 }
 
-/* Check whether account may be reached insecurely */
-bool
-channel_is_insecure(const ProviderAccount *account)
-{
-	return json_is_true(json_object_get(account->settings, "allow_insecure"));
-}
-
 /*
  * Judgements
  */
@@ -168,6 +161,7 @@ apply_code(const ChannelCode *row, Judgement *out)
 	out->overloaded = (row->flags & CODE_OVERLOADED) != 0;
 	out->down = (row->flags & CODE_DOWN) != 0;
 	out->fallback = (row->flags & CODE_FALLBACK) != 0;
+	out->sender_refused = (row->flags & CODE_SENDER) != 0;
 	out->min_delay_ms = row->min_delay_ms;
 	if (row->flags & CODE_TEMPLATE)
 		out->reason = "template_not_found";
@@ -313,8 +307,11 @@ channel_add_detail(Judgement *out, const char *before, const json_t *words, cons
 	if (text == NULL || text[0] == '\0')
 		return;
 
-	/* "(#131026) Message undeliverable": the code has its own place, and would be masked here */
-	if (strncmp(text, "(#", 2) == 0 && strstr(text, ") ") != NULL)
+	/*
+	 * "(#131026) Message undeliverable": the code has its own place, and
+	 * would be masked here. Not so 0, which stands for none there.
+	 */
+	if (out->provider_code != 0 && strncmp(text, "(#", 2) == 0 && strstr(text, ") ") != NULL)
 		text = strstr(text, ") ") + 2;
 
 	if (length > 0)

@@ -64,6 +64,7 @@ typedef struct Judgement
 	bool		down;			/* counts towards the account's breaker */
 	int			min_delay_ms;	/* wait at least this long, or 0 */
 	bool		fallback;		/* SMS makes sense */
+	bool		sender_refused; /* it is about the sender that was named */
 	int			provider_code;	/* 0: none */
 	int			http_status;	/* 0: none */
 	char		message_id[CHANNEL_MESSAGE_ID_SIZE];	/* "" unless accepted */
@@ -81,7 +82,8 @@ typedef enum ChannelFlag
 	CODE_OVERLOADED = 1 << 1,
 	CODE_DOWN = 1 << 2,
 	CODE_FALLBACK = 1 << 3,
-	CODE_TEMPLATE = 1 << 4		/* the template is missing or not usable */
+	CODE_TEMPLATE = 1 << 4,		/* the template is missing or not usable */
+	CODE_SENDER = 1 << 5		/* the sender that was named cannot be used */
 } ChannelFlag;
 
 typedef struct ChannelCode
@@ -101,8 +103,8 @@ typedef struct Channel
 	/*
 	 * Build the request, its parts palloc'd in the current context. False
 	 * with a reason in error (no secret, phone or code in it) when the
-	 * account's settings do not allow one. Leaves timeout_ms and owner to
-	 * the caller.
+	 * account's settings do not allow one. Leaves timeout_ms and owner to the
+	 * caller.
 	 */
 	bool		(*build) (const ProviderAccount *account,
 						  const ChannelMessage *message,
@@ -141,9 +143,6 @@ extern bool channel_is_word(const char *text, const char *extra, size_t max);
 
 /* The account's base_url or the default, palloc'd without a slash at its end; NULL when bad. */
 extern char *channel_base_url(const ProviderAccount *account, const char *preset);
-
-/* Whether the account may be reached by http:// or at a private address. */
-extern bool channel_is_insecure(const ProviderAccount *account);
 
 /* An error code written as integer or as digits. */
 extern bool channel_json_code(const json_t *value, int *code);

@@ -200,7 +200,6 @@ meta_build(const ProviderAccount *account, const ChannelMessage *message,
 	out->bearer = pstrdup(token);
 	out->body = body.data;
 	out->body_length = body.len;
-	out->allow_insecure = channel_is_insecure(account);
 	return true;
 }
 
@@ -246,7 +245,10 @@ judge_error(const HttpResponse *response, const json_t *problem, Judgement *out)
 	else
 		channel_judge_status(&channel_meta, response, out);
 
-	/* Its words, the explanation (an object or a string), what to tell support */
+	/*
+	 * Its words, the explanation (an object or a string), what to tell
+	 * support
+	 */
 	if (json_is_string(problem))
 		channel_add_detail(out, "", problem, "");
 	channel_add_detail(out, "", json_object_get(problem, "message"), "");

@@ -40,16 +40,16 @@ static const ChannelCode codes[] = {
 	/* The account, its credentials and senders */
 	{20003, 20003, VERDICT_ACCOUNT, 0, 0},	/* authentication */
 	{20404, 20404, VERDICT_ACCOUNT, 0, 0},	/* no such account */
-	{21212, 21212, VERDICT_ACCOUNT, 0, 0},	/* From invalid */
-	{21606, 21606, VERDICT_ACCOUNT, 0, 0},	/* From cannot send SMS */
+	{21212, 21212, VERDICT_ACCOUNT, CODE_SENDER, 0},	/* From invalid */
+	{21606, 21606, VERDICT_ACCOUNT, CODE_SENDER, 0},	/* From cannot send SMS */
 	{21608, 21608, VERDICT_ACCOUNT, 0, 0},	/* trial account */
 	{21609, 21609, VERDICT_ACCOUNT, 0, 0},	/* StatusCallback invalid */
 	{21703, 21705, VERDICT_ACCOUNT, 0, 0},	/* messaging service */
 	{30002, 30002, VERDICT_ACCOUNT, 0, 0},	/* suspended */
-	{30032, 30032, VERDICT_ACCOUNT, 0, 0},	/* toll-free number not verified */
-	{30034, 30034, VERDICT_ACCOUNT, 0, 0},	/* 10DLC number not registered */
+	{30032, 30032, VERDICT_ACCOUNT, CODE_SENDER, 0},	/* toll-free: unverified */
+	{30034, 30034, VERDICT_ACCOUNT, CODE_SENDER, 0},	/* 10DLC: unregistered */
 	{63001, 63001, VERDICT_ACCOUNT, 0, 0},	/* authentication */
-	{63007, 63007, VERDICT_ACCOUNT, 0, 0},	/* no such From */
+	{63007, 63007, VERDICT_ACCOUNT, CODE_SENDER, 0},	/* no such From */
 
 	/* Too fast */
 	{20429, 20429, VERDICT_RETRY, CODE_OVERLOADED, 0},	/* never processed */
@@ -62,8 +62,8 @@ static const ChannelCode codes[] = {
 	/* Twilio's or a carrier's trouble */
 	{20500, 20500, VERDICT_RETRY, CODE_DOWN | CODE_AMBIGUOUS, 0},
 	{20503, 20503, VERDICT_RETRY, CODE_DOWN, 0},
-	{30003, 30003, VERDICT_RETRY, CODE_AMBIGUOUS, 0},	/* unreachable: once more */
-	{30008, 30008, VERDICT_RETRY, CODE_AMBIGUOUS, 0},	/* unknown: once more */
+	{30003, 30003, VERDICT_RETRY, CODE_AMBIGUOUS, 0},	/* unreachable: again */
+	{30008, 30008, VERDICT_RETRY, CODE_AMBIGUOUS, 0},	/* unknown: again */
 	{30036, 30036, VERDICT_RETRY, 0, 0},	/* expired in Twilio's queue */
 	{30410, 30410, VERDICT_RETRY, 0, 0},	/* carrier timed out */
 
@@ -266,7 +266,6 @@ twilio_build(const ProviderAccount *account, const ChannelMessage *message,
 		out->userpwd = psprintf("%s:%s", account_sid, auth_token);
 	out->body = form.data;
 	out->body_length = form.len;
-	out->allow_insecure = channel_is_insecure(account);
 	return true;
 }
 

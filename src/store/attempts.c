@@ -120,7 +120,10 @@ write_phone(const LedgerEntry *entry, int *committed)
 	if (*committed >= entry->count)
 		return true;
 
-	/* Without a unique index, whose violation would show the phone; we are the only ones who write */
+	/*
+	 * Without a unique index, whose violation would show the phone; we are
+	 * the only ones who write
+	 */
 	plan_keep(&update_plan,
 			  "UPDATE otp.phone_failures f SET since = $3, failures = $4 WHERE f.workspace_id = $1 AND f.phone = $2",
 			  4, types);

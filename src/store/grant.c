@@ -34,10 +34,14 @@ change_privileges(Oid role, bool grant)
 	Datum		values[] = {ObjectIdGetDatum(role)};
 
 	for (int i = 0; i < lengthof(privileges); i++)
-		if (SPI_execute(psprintf(grant ? "GRANT %s TO %s" : "REVOKE %s FROM %s", privileges[i], name), false, 0) != SPI_OK_UTILITY)
+		if (SPI_execute(psprintf(grant ? "GRANT %s TO %s" : "REVOKE %s FROM %s", privileges[i], name),
+						false, 0) != SPI_OK_UTILITY)
 			elog(ERROR, "could not change privileges");
 
-	/* It may be a schema of its own; what else is in it is not ours to take back */
+	/*
+	 * It may be a schema of its own; what else is in it is not ours to take
+	 * back
+	 */
 	if (SPI_execute_with_args("SELECT e.extnamespace::regnamespace::text FROM pg_extension e"
 							  " WHERE e.extname = 'otp' AND NOT has_schema_privilege($1, e.extnamespace, 'USAGE')",
 							  lengthof(types), types, values, NULL, true, 1) != SPI_OK_SELECT)

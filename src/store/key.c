@@ -132,6 +132,7 @@ key_require(int key_id)
 	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {INT4OID};
 	Datum		values[1];
+	const char *fingerprint = "that is not in otp.keys";
 	char	   *why;
 
 	if (keyring_has(key_id))
@@ -141,10 +142,13 @@ key_require(int key_id)
 	plan_keep(&plan, "SELECT k.fingerprint FROM otp.keys k WHERE k.key_id = $1", lengthof(types), types);
 	values[0] = Int32GetDatum(key_id);
 	plan_run_latest(plan, values, NULL, 1);
+	if (SPI_processed > 0)
+		fingerprint = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	(void) keyring_available(&why);
-	keyring_raise(psprintf("%s%s%sCopy the key with the fingerprint %s from the key file of the server that this database came from.",
+	keyring_raise(psprintf("%s%s%sCopy the key with the fingerprint %s"
+						   " from the key file of the server that this database came from.",
 						   why != NULL ? "The " : "", why != NULL ? why : "", why != NULL ? ". " : "",
-						   SPI_processed > 0 ? SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1) : "that is not in otp.keys"));
+						   fingerprint));
 }
 
 /* Describe what is missing */

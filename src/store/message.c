@@ -310,10 +310,10 @@ update_leaf(int leaf, const MessageRow *rows, const int *members, int count)
 	static SPIPlanPtr plans[ULID_SLOTS];
 	Datum		values[MESSAGE_NCOLUMNS];
 
+	/* Given up without another try, the words of the last one say more */
 	plan_keep_leaf(plans, leaf,
 				   "UPDATE otp.messages_%02d m SET tries = k.tries,"
 				   " account_id = coalesce(k.account_id, m.account_id),"
-				   /* given up without another try: the words of the last one say more */
 				   " http_status = CASE WHEN k.tries > m.tries THEN k.http_status ELSE m.http_status END,"
 				   " provider_code = CASE WHEN k.tries > m.tries THEN k.provider_code ELSE m.provider_code END,"
 				   " detail = CASE WHEN k.tries > m.tries THEN k.detail ELSE coalesce(m.detail, k.detail) END,"

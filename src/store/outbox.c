@@ -125,6 +125,23 @@ outbox_copy_position(OutboxPosition *to, const OutboxPosition *from)
 	to->nlate = from->nlate;
 }
 
+/* Keep the position behind a row */
+void
+outbox_keep_behind(OutboxPosition *position, const OutboxRow *row)
+{
+	if (row->xid == position->xid && memcmp(&row->id, &position->id, UUID_LEN) == 0)
+		position->number = Max(position->number, row->number);
+
+	/* The same within a late transaction that has been read in part */
+	for (int i = 0; i < position->nlate; i++)
+	{
+		OutboxLate *late = &position->late[i];
+
+		if (late->partly && row->xid == late->xid && memcmp(&row->id, &late->id, UUID_LEN) == 0)
+			late->number = Max(late->number, row->number);
+	}
+}
+
 /* Read a row's columns */
 static void
 take_row(HeapTuple tuple, TupleDesc desc, OutboxRow *row)
@@ -385,9 +402,16 @@ outbox_delete(OutboxRow **rows, int n)
 
 	if (n == 0)
 		return;
+
+	/*
+	 * None is NULL: IS NOT DISTINCT FROM is here what no index can serve.
+	 * With "=", a queue that was empty when it was last analyzed, as it
+	 * mostly is, makes a walk through the whole index look cheaper than the
+	 * ctid.
+	 */
 	plan_keep(&by_ctid,
 			  "DELETE FROM otp.outbox o USING unnest($1, $2, $3) k (ctid, id, number)"
-			  " WHERE o.ctid = k.ctid AND o.id = k.id AND o.number = k.number",
+			  " WHERE o.ctid = k.ctid AND o.id IS NOT DISTINCT FROM k.id AND o.number IS NOT DISTINCT FROM k.number",
 			  3, ctid_types);
 
 	first = palloc(n * sizeof(Datum));
@@ -461,9 +485,11 @@ outbox_update(OutboxRow **rows, const int16 *old_numbers, int n)
 	" unknown = k.unknown, channel = k.channel FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) WITH ORDINALITY k "
 #define UPDATE_END " RETURNING k.n, o.ctid"
 
+	/* Not "=": see outbox_delete */
 	plan_keep(&by_ctid,
 			  UPDATE_START "(ctid, id, was, due_at, number, tries, unknown, channel, n)"
-			  " WHERE o.ctid = k.ctid AND o.id = k.id AND o.number = k.was" UPDATE_END,
+			  " WHERE o.ctid = k.ctid AND o.id IS NOT DISTINCT FROM k.id"
+			  " AND o.number IS NOT DISTINCT FROM k.was" UPDATE_END,
 			  lengthof(types), types);
 
 	for (int c = 0; c < lengthof(types); c++)
@@ -496,7 +522,10 @@ outbox_update(OutboxRow **rows, const int16 *old_numbers, int n)
 	}
 	take_ctids(rows);
 
-	/* The moved ones; those that the first statement found have a new number or the same values */
+	/*
+	 * The moved ones; those that the first statement found have a new number
+	 * or the same values
+	 */
 	types[0] = INT8ARRAYOID;
 	plan_keep(&by_key,
 			  UPDATE_START "(xid, id, was, due_at, number, tries, unknown, channel, n)"

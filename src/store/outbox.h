@@ -73,6 +73,12 @@ extern int	outbox_read(OutboxPosition *position, OutboxRow *rows, int limit, boo
 extern void outbox_copy_position(OutboxPosition *to, const OutboxPosition *from);
 
 /*
+ * Keep the position behind a row that has been read and has a new number now.
+ * Needs no transaction.
+ */
+extern void outbox_keep_behind(OutboxPosition *position, const OutboxRow *row);
+
+/*
  * Delete rows, wherever they are by now. Rows that are gone already are no
  * error.
  */

@@ -23,6 +23,7 @@ static const struct
 	const char *sql;
 	const char *keys[4];
 }			seeds[] = {
+
 	{"workspaces",
 		"DELETE FROM otp.workspaces WHERE seeded AND workspace_id = $1::int",
 	{"workspace_id"}},

@@ -392,7 +392,10 @@ verification_lock_phone(int32 workspace_id, const char *phone)
 		{phone, strlen(phone)}
 	};
 
-	/* Keyed: everybody can read pg_locks, and there are not that many numbers to try */
+	/*
+	 * Keyed: everybody can read pg_locks, and there are not that many numbers
+	 * to try
+	 */
 	hmac_sha256(keyring_subkey(keyring_current(), KEY_PHONE), KEY_LENGTH, parts, lengthof(parts), hash);
 	memcpy(words, hash, sizeof(words));
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, words[0], words[1], PHONE_LOCK_METHOD);

@@ -78,7 +78,10 @@ refresh_cache(void)
 		callbacks_registered = true;
 	}
 
-	/* Not every statement of a transaction takes in what others have committed */
+	/*
+	 * Not every statement of a transaction takes in what others have
+	 * committed
+	 */
 	AcceptInvalidationMessages();
 	if (!cache_stale)
 		return;

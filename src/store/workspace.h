@@ -48,7 +48,10 @@ typedef struct Workspace
  */
 extern const Workspace *workspace_acting(Oid caller, const char *name);
 
-/* The ids of all workspaces granted to the caller: an int4[] for "= ANY". Raises 42501 when there is none, unless none_ok. */
+/*
+ * The ids of all workspaces granted to the caller: an int4[] for "= ANY".
+ * Raises 42501 when there is none, unless none_ok.
+ */
 extern Datum workspace_granted(Oid caller, bool none_ok);
 
 /* A workspace by id that is known to be granted; NULL when it is gone. */

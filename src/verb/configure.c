@@ -45,7 +45,8 @@ typedef struct Argument
 	const char *key;			/* in settings or secrets */
 	ArgumentKind kind;
 	bool		keep_previous;	/* as key + "_previous" */
-	const char *(*defect) (const char *value);	/* what is wrong with it, or NULL */
+	const char *(*defect) (const char *value);	/* what is wrong with it, or
+												 * NULL */
 } Argument;
 
 /* Check a number of digits only */
@@ -133,18 +134,21 @@ sid_defect(const char *value, const char *prefix)
 	return NULL;
 }
 
+/* Check an account's SID */
 static const char *
 account_sid_defect(const char *value)
 {
 	return sid_defect(value, "AC");
 }
 
+/* Check an API key's SID */
 static const char *
 api_key_sid_defect(const char *value)
 {
 	return sid_defect(value, "SK");
 }
 
+/* Check a messaging service's SID */
 static const char *
 service_sid_defect(const char *value)
 {
@@ -169,12 +173,14 @@ sender_defect(const char *value)
 	return NULL;
 }
 
+/* Check whether Twilio keeps the words */
 static const char *
 retention_defect(const char *value)
 {
 	return strcmp(value, "retain") == 0 || strcmp(value, "discard") == 0 ? NULL : "It is retain or discard.";
 }
 
+/* Check Twilio's guard against pumping */
 static const char *
 risk_check_defect(const char *value)
 {
@@ -214,6 +220,7 @@ static char *
 read_secret_file(const char *name, const char *path)
 {
 	char		buffer[MAX_VALUE + 2];
+	char	   *secret;
 	size_t		length;
 	FILE	   *file;
 
@@ -244,7 +251,9 @@ read_secret_file(const char *name, const char *path)
 	if (length == 0 || length > MAX_VALUE || strlen(buffer) != length)
 		error_invalid_argument(psprintf("the file of argument \"%s\" holds no secret", name),
 							   "It is one line of up to 4096 bytes.");
-	return pstrdup(buffer);
+	secret = pstrdup(buffer);
+	explicit_bzero(buffer, sizeof(buffer));
+	return secret;
 }
 
 /* Parse an object that we once wrote */
@@ -366,7 +375,9 @@ configure(FunctionCallInfo fcinfo, const char *function, const char *provider, c
 		account.secrets = json_to_text(secrets);
 		account.secret_names = NIL;
 		json_object_foreach(secrets, key, member)
+		{
 			account.secret_names = lappend(account.secret_names, pstrdup(key));
+		}
 	}
 	PG_FINALLY();
 	{

@@ -45,7 +45,8 @@ typedef struct Standing
 	TimestampTz sent_at;
 	TimestampTz delivered_at;
 	bool		fallback_used;
-	bool		has_outcome;	/* its first message was accepted, or all is over */
+	bool		has_outcome;	/* its first message was accepted, or all is
+								 * over */
 } Standing;
 
 /* Work out the standing */
@@ -138,8 +139,10 @@ look(const pg_uuid_t *id, bool latest, Datum workspaces, Standing *s)
 	/* Made in SPI's memory, which does not outlive the look-up */
 	if (s->error_detail != NULL)
 	{
-		detail = SPI_palloc(strlen(s->error_detail) + 1);
-		strcpy(detail, s->error_detail);
+		size_t		size = strlen(s->error_detail) + 1;
+
+		detail = SPI_palloc(size);
+		memcpy(detail, s->error_detail, size);
 		s->error_detail = detail;
 	}
 	return true;
@@ -259,7 +262,10 @@ otp_wait(PG_FUNCTION_ARGS)
 		until += us;
 	}
 
-	/* Prepared first, so that an outcome between a look and the wait is not missed */
+	/*
+	 * Prepared first, so that an outcome between a look and the wait is not
+	 * missed
+	 */
 	ConditionVariablePrepareToSleep(roster_settled());
 	for (;;)
 	{

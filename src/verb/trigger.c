@@ -58,7 +58,10 @@ otp_replace_seed(PG_FUNCTION_ARGS)
 				 errmsg("function was not called by a trigger before a row")));
 	rel = trigger->tg_relation;
 
-	/* Whoever got EXECUTE in some way has tables of these names and other columns */
+	/*
+	 * Whoever got EXECUTE in some way has tables of these names and other
+	 * columns
+	 */
 	schema = get_namespace_name(RelationGetNamespace(rel));
 	if (schema == NULL || strcmp(schema, "otp") != 0)
 		ereport(ERROR,

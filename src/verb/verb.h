@@ -33,7 +33,8 @@ typedef struct VerbScope
 
 typedef enum VerbAccess
 {
-	VERB_READS,					/* runs on a standby and in a read-only transaction */
+	VERB_READS,					/* runs on a standby and in a read-only
+								 * transaction */
 	VERB_WRITES
 } VerbAccess;
 
@@ -94,7 +95,11 @@ extern void limits_take(const Workspace *w, const char *phone, const char *templ
 extern void wake_at_commit(void);
 extern void wake_init(void);
 
-/* Raise module_inactive unless a channel can be used by a workspace; meta_api_unavailable while its breaker is open and nothing else is left. (module.c) */
+/*
+ * Raise module_inactive unless a workspace can use a channel, and
+ * meta_api_unavailable while its breaker is open and there is no fallback.
+ * (module.c)
+ */
 extern void module_require(const Workspace *w, const char *channel, bool fallback_sms);
 
 #endif							/* OTP_VERB_H */

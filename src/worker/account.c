@@ -16,6 +16,9 @@
  * alone for a moment, and then used at a slower pace, which quickens again
  * with every message it takes.
  *
+ * Nor may one that hangs take all requests that can be in flight: each has
+ * its share.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -63,6 +66,13 @@
 #define GAP_MAX_US INT64CONST(1000000)
 #define GAP_LEAST_US INT64CONST(500)
 
+/*
+ * An account may have this many times as many requests in flight as are still
+ * free: one alone gets three quarters of otp.max_in_flight, and however many
+ * hang, the next one finds some left.
+ */
+#define SHARE_FACTOR 3
+
 /* The configuration is looked at this often, should a change go unheard. */
 #define REFRESH_MS 30000
 
@@ -71,6 +81,7 @@ static HTAB *routes;
 static uint32 generation = 1;
 static TimestampTz refreshed_at = 0;
 static int	troubled = 0;		/* breakers that are not closed */
+static int	all_admitted = 0;	/* of all accounts */
 
 /* Set up the tables */
 void
@@ -197,13 +208,28 @@ take_account(Account *a, const RouteAccount *row)
 	if (a->problem != NULL)
 	{
 		char		message[ROSTER_ERROR_SIZE];
+		char	   *why = NULL;
 
-		snprintf(message, sizeof(message), "provider account %d: %s", a->account_id, a->problem);
+		/*
+		 * There may be a file, but none that can be used. Its name is not for
+		 * those who read otp.messages.
+		 */
+		if (a->problem_passes)
+			(void) keyring_available(&why);
+		snprintf(message, sizeof(message), "provider account %d: %s", a->account_id,
+				 why != NULL ? why : a->problem);
 		roster_report_error(message);
-		ereport(LOG,
-				(errcode(ERRCODE_CONFIG_FILE_ERROR),
-				 errmsg("provider account %d cannot be used: %s", a->account_id, a->problem)));
+
+		/* Once, however often it is looked at in vain */
+		if (strcmp(a->reported, message) != 0)
+			ereport(LOG,
+					(errcode(ERRCODE_CONFIG_FILE_ERROR),
+					 errmsg("provider account %d cannot be used: %s", a->account_id,
+							why != NULL ? why : a->problem)));
+		strlcpy(a->reported, message, ROSTER_ERROR_SIZE);
 	}
+	else
+		a->reported[0] = '\0';
 }
 
 /* Have everything checked that may have changed */
@@ -363,11 +389,29 @@ account_blocked(const Account *a, TimestampTz now, TimestampTz *until)
 	return false;
 }
 
+/* How many of the account's share are left? */
+static int
+free_places(const Account *a)
+{
+	int			available = Max(sender.max_in_flight - all_admitted, 0);
+
+	/* Each one more takes one from what is free, too */
+	return Max((SHARE_FACTOR * available - a->admitted + SHARE_FACTOR) / (SHARE_FACTOR + 1), 0);
+}
+
+/* How many can be let through? */
+int
+account_places(const Account *a, TimestampTz now)
+{
+	TimestampTz until;
+
+	return account_blocked(a, now, &until) ? PG_INT32_MAX : free_places(a);
+}
+
 /* Let a message through, or not */
 Admission
-account_admit(Account *a, bool reserved, TimestampTz now, TimestampTz *until, bool *probe)
+account_admit(Account *a, Owed *o, TimestampTz now, TimestampTz latest, TimestampTz *until)
 {
-	*probe = false;
 	if (account_blocked(a, now, until))
 		return ADMIT_UNAVAILABLE;
 
@@ -375,37 +419,81 @@ account_admit(Account *a, bool reserved, TimestampTz now, TimestampTz *until, bo
 	{
 		a->breaker.state = BREAKER_HALF_OPEN;
 		a->probing = true;
-		*probe = true;
+		o->probe = true;
 		roster_breaker_set(&a->breaker);
-		return ADMIT_START;
 	}
-
-	/* Throttled: every message gets a time of its own */
-	if (now < a->hold_until)
+	else
 	{
-		*until = a->hold_until;
-		return ADMIT_WAIT;
-	}
-	if (a->gap_us > 0 && !reserved)
-	{
-		TimestampTz start = Max(now, a->next_start);
-
-		a->next_start = start + a->gap_us;
-		if (start > now)
+		if (now < a->hold_until)
 		{
-			*until = start;
+			*until = a->hold_until;
+			o->reserved = false;
 			return ADMIT_WAIT;
 		}
+		if (free_places(a) == 0)
+			return ADMIT_CROWDED;
+
+		/*
+		 * Throttled: every message gets a time of its own, if that is any
+		 * good
+		 */
+		if (a->gap_us > 0 && !o->reserved)
+		{
+			*until = Max(now, a->next_start);
+			if (*until <= latest)
+			{
+				a->next_start = *until + a->gap_us;
+				o->reserved = true;
+			}
+			if (*until > now)
+				return ADMIT_WAIT;
+		}
 	}
+	o->reserved = false;
+	o->admitted = true;
+	a->admitted++;
+	all_admitted++;
 	return ADMIT_START;
+}
+
+/* A message is not in flight any more */
+static void
+take_out(Account *a, Owed *o)
+{
+	o->admitted = false;
+	o->probe = false;
+	a->admitted--;
+	all_admitted--;
+}
+
+/* Take back an admission */
+void
+account_dismiss(Owed *o, TimestampTz now)
+{
+	Account    *a = account_known(o->account_id);
+	bool		probe = o->probe;
+
+	if (!o->admitted)
+		return;
+	take_out(a, o);
+
+	/* The trial did not take place */
+	if (probe && a->breaker.state == BREAKER_HALF_OPEN)
+	{
+		a->probing = false;
+		a->breaker.state = BREAKER_OPEN;
+		a->breaker.retry_at = now;
+		roster_breaker_set(&a->breaker);
+	}
 }
 
 /* Open a breaker, or leave it open for longer */
 static void
-open_breaker(Account *a, bool refused, TimestampTz now)
+open_breaker(Account *a, bool refused, int min_delay_ms, TimestampTz now)
 {
 	long		first = refused ? REFUSED_DELAY_MS : OUTAGE_DELAY_MS;
 	long		most = refused ? REFUSED_DELAY_MAX_MS : OUTAGE_DELAY_MAX_MS;
+	long		delay;
 
 	if (a->breaker.state == BREAKER_CLOSED)
 	{
@@ -422,21 +510,12 @@ open_breaker(Account *a, bool refused, TimestampTz now)
 	a->breaker.account_refused = refused;
 	a->probing = false;
 
-	/* Some jitter, lest all senders come back in step */
-	a->breaker.retry_at = now + a->delay_ms * 1000 +
-		(int64) (compat_random() * a->delay_ms * 100);
-}
+	/* Who says when to come back is listened to, but not for ever */
+	delay = Max(a->delay_ms, Min(min_delay_ms, most));
 
-/* The trial did not take place */
-void
-account_probe_off(Account *a, TimestampTz now)
-{
-	if (a->breaker.state != BREAKER_HALF_OPEN)
-		return;
-	a->probing = false;
-	a->breaker.state = BREAKER_OPEN;
-	a->breaker.retry_at = now;
-	roster_breaker_set(&a->breaker);
+	/* Some jitter, lest all senders come back in step */
+	a->breaker.retry_at = now + delay * INT64CONST(1000) +
+		(int64) (compat_random() * delay * 100);
 }
 
 /* Slow an overloaded account down */
@@ -460,10 +539,12 @@ slow_down(Account *a, const Judgement *j, TimestampTz started_at, TimestampTz no
 
 /* Take in an answer */
 void
-account_judged(Account *a, const Judgement *j, bool probe, TimestampTz started_at, TimestampTz now)
+account_judged(Account *a, Owed *o, const Judgement *j, TimestampTz now)
 {
 	bool		refused = j->verdict == VERDICT_ACCOUNT;
+	bool		probe = o->probe;
 
+	take_out(a, o);
 	if (refused || j->down)
 	{
 		a->breaker.failures++;
@@ -479,14 +560,14 @@ account_judged(Account *a, const Judgement *j, bool probe, TimestampTz started_a
 		/* Late news from before it opened says nothing new */
 		if (probe || (a->breaker.state == BREAKER_CLOSED &&
 					  (refused || a->breaker.failures >= BREAKER_FAILURES)))
-			open_breaker(a, refused, now);
+			open_breaker(a, refused, j->min_delay_ms, now);
 		roster_breaker_set(&a->breaker);
 	}
 	else if (probe || (a->breaker.state == BREAKER_CLOSED && a->breaker.failures > 0))
 		close_breaker(a, now);
 
 	if (j->overloaded)
-		slow_down(a, j, started_at, now);
+		slow_down(a, j, o->started_at, now);
 	else if (j->verdict == VERDICT_ACCEPTED)
 	{
 		a->overloads = 0;

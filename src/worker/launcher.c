@@ -80,6 +80,7 @@ typedef struct Candidate
 	bool		connectable;
 	bool		absent;			/* looked at: the extension is not there */
 	BackgroundWorkerHandle *handle; /* asked for; NULL when not */
+	TimestampTz asked_at;		/* when it was asked for */
 	bool		was_running;	/* the worker asked for has shown up */
 	TimestampTz not_before;		/* back-off after a crash */
 	TimestampTz left_at;		/* when the last one went; 0: none has been */
@@ -219,13 +220,17 @@ note_comings_and_goings(TimestampTz now)
 		if (c->handle == NULL && !c->was_running)
 			continue;
 
+		/* It may have come and gone since we last looked */
+		if (d != NULL && c->handle != NULL && d->started_at >= c->asked_at)
+			c->was_running = true;
+
 		/*
 		 * One has left. It left clean when it says so; one that never showed
-		 * up could not connect, unless it was paused meanwhile.
+		 * up could not start.
 		 */
 		if (d != NULL)
 		{
-			bool		crashed = c->was_running ? !d->left_clean : !d->paused;
+			bool		crashed = !c->was_running || !d->left_clean;
 
 			if (crashed)
 			{
@@ -277,6 +282,7 @@ start_sender(Candidate *c)
 	snprintf(worker.bgw_name, BGW_MAXLEN, "otp sender for %s", c->name);
 	strlcpy(worker.bgw_type, "otp sender", BGW_MAXLEN);
 
+	c->asked_at = GetCurrentTimestamp();
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	started = RegisterDynamicBackgroundWorker(&worker, &c->handle);
 	MemoryContextSwitchTo(old);

@@ -35,6 +35,7 @@ owed_init(void)
 												   ALLOCSET_DEFAULT_SIZES);
 	pairingheap_reset(&sender.heap);
 	sender.heap.ph_compare = compare_due;
+	dlist_init(&sender.crowded);
 	dlist_init(&sender.in_flight);
 	dlist_init(&sender.finished);
 }
@@ -155,6 +156,38 @@ owed_release_held(int32 account_id, TimestampTz now)
 		if (o->held && o->account_id == account_id)
 			o->row.due_at = Min(o->row.due_at, now);
 		pairingheap_add(&sender.heap, &o->waiting);
+	}
+}
+
+/* Let a row wait until its account has fewer requests in flight */
+void
+owed_crowd(Owed *o)
+{
+	Account    *a = account_known(o->account_id);
+
+	if (dlist_is_empty(&a->crowd))
+		dlist_push_tail(&sender.crowded, &a->crowded);
+	dlist_push_tail(&a->crowd, &o->node);
+	sender.waiting++;
+}
+
+/* Have as many rows of the crowds look as there are places now */
+void
+owed_release_crowds(TimestampTz now)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &sender.crowded)
+	{
+		Account    *a = dlist_container(Account, crowded, iter.cur);
+
+		for (int places = account_places(a, now); places > 0 && !dlist_is_empty(&a->crowd); places--)
+		{
+			sender.waiting--;
+			owed_wait(dlist_container(Owed, node, dlist_pop_head_node(&a->crowd)), now);
+		}
+		if (dlist_is_empty(&a->crowd))
+			dlist_delete(&a->crowded);
 	}
 }
 

@@ -18,6 +18,8 @@
 #include "postgres.h"
 #include "base/compat.h"
 
+#include <sys/resource.h>
+
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -63,6 +65,12 @@
 /* No statement of ours waits longer for a lock. */
 #define LOCK_TIMEOUT "1s"
 
+/*
+ * File descriptors that are not for requests: the server's own files, of
+ * which it closes some when it has none left; pools, pipes and name servers.
+ */
+#define FILES_RESERVED 128
+
 /* How long to establish a connection to a provider */
 #define CONNECT_TIMEOUT_MS 5000
 
@@ -97,6 +105,36 @@ http_options(HttpOptions *options)
 	options->allow_private = otp_allow_private_addresses;
 }
 
+/*
+ * Set how many requests may be in flight
+ *
+ * Each may take a descriptor of its own. Only the hard limit is meant to
+ * bind; the soft one is low for the sake of programs that use select().
+ */
+static void
+limit_in_flight(void)
+{
+	struct rlimit files;
+	int			limit = otp_max_in_flight;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0)
+	{
+		rlim_t		soft = files.rlim_cur;
+
+		files.rlim_cur = files.rlim_max;
+		if (soft != files.rlim_max && setrlimit(RLIMIT_NOFILE, &files) != 0)
+			files.rlim_cur = soft;
+		if (files.rlim_cur < (rlim_t) limit + FILES_RESERVED)
+			limit = files.rlim_cur <= FILES_RESERVED ? 1 : (int) (files.rlim_cur - FILES_RESERVED);
+	}
+	if (limit < otp_max_in_flight && limit != sender.max_in_flight)
+		ereport(LOG,
+				(errmsg("only %d requests can be in flight at once, not otp.max_in_flight (%d)",
+						limit, otp_max_in_flight),
+				 errhint("Raise the server's limit on open files.")));
+	sender.max_in_flight = limit;
+}
+
 /* Work on the network and judge what has come */
 static void
 work_on_network(void)
@@ -126,8 +164,8 @@ free_slots(TimestampTz now, TimestampTz *until)
 	dlist_iter	iter;
 
 	/*
-	 * Young ones hold the others back, old ones do not: a provider that
-	 * hangs on some of its answers keeps its own messages waiting only.
+	 * Young ones hold the others back, old ones do not: a provider that hangs
+	 * on some of its answers keeps its own messages waiting only.
 	 */
 	*until = 0;
 	dlist_reverse_foreach(iter, &sender.in_flight)
@@ -139,7 +177,7 @@ free_slots(TimestampTz now, TimestampTz *until)
 		*until = o->started_at + YOUNG_US;
 		young++;
 	}
-	return Max(0, Min(YOUNG_MAX - young, otp_max_in_flight - sender.flying));
+	return Max(0, Min(YOUNG_MAX - young, sender.max_in_flight - sender.flying));
 }
 
 /* ---- start and end ---- */
@@ -159,6 +197,7 @@ impose_settings(void)
 		{"transaction_timeout", "0"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"lock_timeout", LOCK_TIMEOUT},
+		{"exit_on_error", "off"},
 		{"row_security", "off"},
 		{"transform_null_equals", "off"},
 		{"default_toast_compression", "pglz"},
@@ -170,7 +209,10 @@ impose_settings(void)
 		 */
 		{"synchronous_commit", "local"},
 
-		/* All look-ups by key: the one plan that stays good whatever the statistics */
+		/*
+		 * All look-ups by key: the one plan that stays good whatever the
+		 * statistics
+		 */
 		{"plan_cache_mode", "force_generic_plan"},
 		{"enable_seqscan", "off"},
 		{"enable_bitmapscan", "off"},
@@ -210,6 +252,7 @@ init_sender(Oid database)
 	sender.turn_context = AllocSetContextCreate(TopMemoryContext, "otp turn",
 												ALLOCSET_DEFAULT_SIZES);
 	accounts_init();
+	limit_in_flight();
 
 	http_options(&options);
 	sender.client = http_client_create(&options, error);
@@ -246,7 +289,7 @@ report_figures(void)
 	report.waiting = sender.waiting;
 	report.next_due = owed_next_due();
 	report.in_flight = sender.flying;
-	report.backlog = sender.look || sender.finishing > 0;
+	report.backlog = sender.look || sender.finishing > 0 || !dlist_is_empty(&sender.crowded);
 	report.accepted = sender.accepted;
 	report.retried = sender.retried;
 	report.failed = sender.failed;
@@ -272,8 +315,22 @@ take_interrupts(void)
 			ereport(LOG,
 					(errcode(ERRCODE_OUT_OF_MEMORY),
 					 errmsg("out of memory")));
+		limit_in_flight();
 		sender.look = true;
 	}
+}
+
+/*
+ * Write the ledger back for the last time
+ *
+ * Shared memory may go with the server: an orderly stop forgets no wrong
+ * guess. When the extension is gone, this drops what is there of it.
+ */
+static void
+write_back_at_exit(void)
+{
+	if (ledger_has_entries(MyDatabaseId))
+		turn_write_back();
 }
 
 /* Asked to go: settle what can be settled, and note the rest as unknown */
@@ -328,6 +385,8 @@ leave(bool yield)
 		if (start == TURN_LOCKED || sender.errors > 0)
 			pg_usleep(LOCKED_LOOK_MS * 1000L);
 	}
+
+	write_back_at_exit();
 	report_figures();
 }
 
@@ -356,6 +415,7 @@ otp_sender_main(Datum arg)
 	if (!owner_lookup())
 	{
 		CommitTransactionCommand();
+		write_back_at_exit();
 		roster_set_state(ROSTER_ABSENT);
 		proc_exit(0);
 	}
@@ -377,7 +437,10 @@ otp_sender_main(Datum arg)
 		bool		claim;
 		bool		settle;
 
-		/* Whoever sets the latch from here on makes the wait below end at once */
+		/*
+		 * Whoever sets the latch from here on makes the wait below end at
+		 * once
+		 */
 		ResetLatch(MyLatch);
 		take_interrupts();
 
@@ -394,11 +457,12 @@ otp_sender_main(Datum arg)
 		if (roster_take_wake())
 			sender.look = true;
 		now = GetCurrentTimestamp();
+		slots = otp_delivery ? free_slots(now, &slots_free_at) : 0;
+		if (slots > 0 && now >= sender.no_turn_before)
+			owed_release_crowds(now);
 		next_due = owed_next_due();
 		if (now >= sender.next_look || (next_due != 0 && next_due <= now))
 			sender.look = true;
-
-		slots = otp_delivery ? free_slots(now, &slots_free_at) : 0;
 		claim = sender.look && slots > 0;
 		settle = !claim || must_settle(now);
 		if ((claim || sender.finishing > 0) && now >= sender.no_turn_before)
@@ -408,6 +472,7 @@ otp_sender_main(Datum arg)
 			{
 				/* Dropped; what is in flight has nowhere to be noted */
 				http_client_destroy(sender.client);
+				write_back_at_exit();
 				roster_set_state(ROSTER_ABSENT);
 				proc_exit(0);
 			}
@@ -447,7 +512,7 @@ otp_sender_main(Datum arg)
 				if (next_due != 0)
 					wait_until = Min(wait_until, Max(sender.no_turn_before, next_due));
 			}
-			else if (slots_free_at != 0 && sender.flying < otp_max_in_flight)
+			else if (slots_free_at != 0 && sender.flying < sender.max_in_flight)
 				wait_until = Min(wait_until, slots_free_at);
 		}
 		if (sender.finishing > 0)

@@ -32,6 +32,7 @@ typedef struct Account
 	bool		gone;
 	const char *problem;		/* why it cannot be used, or NULL */
 	bool		problem_passes; /* waiting may help: the key file */
+	char		reported[ROSTER_ERROR_SIZE];	/* the problem that was logged */
 	TimestampTz check_again_at; /* while there is a passing problem */
 	MemoryContext context;		/* of provider's strings */
 	ProviderAccount provider;
@@ -40,6 +41,10 @@ typedef struct Account
 	long		delay_ms;		/* last waiting time of the open breaker */
 	bool		probing;		/* one message is under way to find out */
 	int			held;			/* messages that wait for the breaker */
+
+	int			admitted;		/* messages in flight, or about to be */
+	dlist_head	crowd;			/* messages that wait for their number to fall */
+	dlist_node	crowded;		/* of sender.crowded, when there are any */
 
 	/* Throttled: time between starts, 0 when not */
 	int64		gap_us;
@@ -59,11 +64,15 @@ typedef struct RouteEntry
 	Route		route;
 } RouteEntry;
 
+typedef struct Owed Owed;
+
 typedef enum Admission
 {
 	ADMIT_START,
 	ADMIT_WAIT,					/* throttled, until a time */
-	ADMIT_UNAVAILABLE			/* breaker open or account unusable, until a time */
+	ADMIT_CROWDED,				/* has its share of requests in flight */
+	ADMIT_UNAVAILABLE			/* breaker open or account unusable, until a
+								 * time */
 } Admission;
 
 extern void accounts_init(void);
@@ -79,19 +88,25 @@ extern Account *account_get(int32 account_id, TimestampTz now);
 extern Account *account_known(int32 account_id);
 extern const Route *account_known_route(int32 workspace_id);
 
-/* May a message be handed to the account now? reserved: it has waited for its turn. */
-extern Admission account_admit(Account *a, bool reserved, TimestampTz now,
-							   TimestampTz *until, bool *probe);
+/*
+ * May a message be handed to the account now? If so, it counts as in flight
+ * until its answer is judged, or it is dismissed; its account_id is to be set.
+ * Waiting until later than latest is of no use to it.
+ */
+extern Admission account_admit(Account *a, Owed *o, TimestampTz now,
+							   TimestampTz latest, TimestampTz *until);
+
+/* How many more may be admitted? All, if none would be for another reason. */
+extern int	account_places(const Account *a, TimestampTz now);
+
+/* A message that was admitted does not go, after all. */
+extern void account_dismiss(Owed *o, TimestampTz now);
 
 /* The same for the breaker alone, changing nothing. */
 extern bool account_blocked(const Account *a, TimestampTz now, TimestampTz *until);
 
-/* Take in what an account has answered. */
-extern void account_judged(Account *a, const Judgement *j, bool probe,
-						   TimestampTz started_at, TimestampTz now);
-
-/* The trial did not take place. */
-extern void account_probe_off(Account *a, TimestampTz now);
+/* Take in what an account has answered to a message. */
+extern void account_judged(Account *a, Owed *o, const Judgement *j, TimestampTz now);
 
 /* Is any breaker not closed? Then changes of the configuration matter. */
 extern bool accounts_troubled(void);
@@ -110,17 +125,21 @@ typedef enum OwedEnd
 } OwedEnd;
 
 /* A row of the outbox in the sender's memory */
-typedef struct Owed
+struct Owed
 {
 	pairingheap_node waiting;	/* by row.due_at */
-	dlist_node	node;			/* of in_flight or finished */
+	dlist_node	node;			/* of in_flight, finished or a crowd */
 	OutboxRow	row;
-	int32		account_id;		/* in flight with it, or held for it */
+	int32		account_id;		/* in flight with it, or waits for it */
 	bool		fresh;			/* read in this turn */
 	bool		held;			/* waits for a breaker; counted there */
-	bool		reserved;		/* has waited for its turn at a throttled account */
+	bool		reserved;		/* has waited for its turn at a throttled
+								 * account */
+	bool		admitted;		/* counted there as in flight */
 	bool		probe;
 	bool		fallback_sms;
+	bool		own_sender;		/* the SMS names a sender other than the
+								 * account's */
 	TimestampTz started_at;
 
 	/* what came of it, until that is written */
@@ -135,7 +154,7 @@ typedef struct Owed
 	char	   *message_id;		/* in outcome_context; server encoding */
 	char	   *detail;
 	const char *reason;
-} Owed;
+};
 
 /* One item of a claim, until the transaction has ended */
 typedef enum ClaimDecision
@@ -143,6 +162,7 @@ typedef enum ClaimDecision
 	CLAIM_UNDECIDED,
 	CLAIM_IGNORE,				/* another server's */
 	CLAIM_WAIT,
+	CLAIM_CROWD,
 	CLAIM_END,					/* as the outcome says */
 	CLAIM_START
 } ClaimDecision;
@@ -159,6 +179,7 @@ typedef struct Sender
 {
 	Oid			database;
 	HttpClient *client;
+	int			max_in_flight;	/* otp.max_in_flight, if there are descriptors */
 	MemoryContext owed_context; /* slab of Owed */
 	MemoryContext outcome_context;
 	MemoryContext turn_context; /* reset after every turn */
@@ -168,7 +189,8 @@ typedef struct Sender
 	bool		caught_up;		/* the queue has been read to its end once */
 
 	pairingheap heap;			/* what waits, by due_at */
-	int			waiting;
+	int			waiting;		/* there and in crowds */
+	dlist_head	crowded;		/* accounts with a crowd */
 	dlist_head	in_flight;		/* by start */
 	int			flying;
 	dlist_head	finished;		/* to be written */
@@ -189,7 +211,8 @@ typedef struct Sender
 	TimestampTz no_turn_before;
 	int			errors;			/* turns in a row that failed */
 	int			careful_turns;
-	bool		careful;		/* one message at a time: one of them breaks the claim */
+	bool		careful;		/* one message at a time: one of them breaks
+								 * the claim */
 	int64		accepted;
 	int64		retried;
 	int64		failed;
@@ -209,6 +232,8 @@ extern Owed *owed_first_due(TimestampTz now);
 extern void owed_hold(Owed *o, Account *a);
 extern void owed_unhold(Owed *o);
 extern void owed_release_held(int32 account_id, TimestampTz now);
+extern void owed_crowd(Owed *o);
+extern void owed_release_crowds(TimestampTz now);
 
 /* Note what came of a message: it will be written by the next settle. */
 extern void owed_finish(Owed *o, OwedEnd end, TimestampTz now);
@@ -248,6 +273,9 @@ extern void settle_undo(void);
 extern void judge_response(const HttpResponse *response, TimestampTz now);
 extern void judge_abandoned(Owed *o, TimestampTz now);
 extern bool judge_can_fall_back(const Owed *o, TimestampTz now);
+
+/* The latest time that a message can wait for: later, SMS is better, or nothing. */
+extern TimestampTz judge_latest(const Owed *o, TimestampTz now);
 
 /* Less life than this left: the code cannot be of use any more. */
 #define MIN_LIFE_US (1 * INT64CONST(1000000))

@@ -69,6 +69,19 @@ decide_end(ClaimItem *item, OwedEnd end)
 	item->owed->record = end == END_FAILED || end == END_FALLBACK;
 }
 
+/* Decide: this is the end of it, because the account cannot take it */
+static void
+decide_without(ClaimItem *item, OwedEnd end, const char *why)
+{
+	Owed	   *o = item->owed;
+
+	decide_end(item, end);
+	o->http_status = 0;
+	o->provider_code = 0;
+	o->detail = MemoryContextStrdup(sender.outcome_context, why);
+	o->reason = end == END_FAILED ? "provider_unavailable" : NULL;
+}
+
 /* Decide: the account cannot take it */
 static void
 decide_unavailable(ClaimItem *item, Account *a, const char *why,
@@ -77,20 +90,10 @@ decide_unavailable(ClaimItem *item, Account *a, const char *why,
 	Owed	   *o = item->owed;
 
 	o->account_id = a != NULL ? a->account_id : 0;
-	o->http_status = 0;
-	o->provider_code = 0;
 	if (judge_can_fall_back(o, now))
-	{
-		decide_end(item, END_FALLBACK);
-		o->detail = MemoryContextStrdup(sender.outcome_context, why);
-		o->reason = NULL;
-	}
+		decide_without(item, END_FALLBACK, why);
 	else if (final)
-	{
-		decide_end(item, END_FAILED);
-		o->detail = MemoryContextStrdup(sender.outcome_context, why);
-		o->reason = "provider_unavailable";
-	}
+		decide_without(item, END_FAILED, why);
 	else
 	{
 		decide_wait(item, until + (int64) (compat_random() * SPREAD_MS * 1000));
@@ -138,6 +141,9 @@ take_new(int limit, TimestampTz now)
 	int			n;
 
 	n = outbox_read(&sender.next_position, rows, limit - sender.nitems, &sender.more);
+
+	/* What was queued since the turn began is due, too */
+	now = GetCurrentTimestamp();
 	for (int i = 0; i < n; i++)
 	{
 		Owed	   *o = owed_new(&rows[i]);
@@ -185,6 +191,7 @@ choose_account(ClaimItem *item, const MessageSource *source, TimestampTz now, Ac
 	Account    *a;
 	int32		account_id;
 	TimestampTz until;
+	TimestampTz latest;
 
 	if (!source->found || source->ended || source->expires_at - now < MIN_LIFE_US)
 	{
@@ -211,21 +218,26 @@ choose_account(ClaimItem *item, const MessageSource *source, TimestampTz now, Ac
 		return false;
 	}
 
-	switch (account_admit(a, o->reserved, now, &until, &o->probe))
+	o->account_id = account_id;
+	latest = judge_latest(o, now);
+	switch (account_admit(a, o, now, latest, &until))
 	{
 		case ADMIT_START:
 			break;
 		case ADMIT_WAIT:
-			o->reserved = until != a->hold_until;
-			decide_wait(item, until);
+			if (until > latest && judge_can_fall_back(o, now))
+				decide_without(item, END_FALLBACK, "not tried: the account is throttled");
+			else
+				decide_wait(item, until);
+			return false;
+		case ADMIT_CROWDED:
+			item->decision = CLAIM_CROWD;
 			return false;
 		case ADMIT_UNAVAILABLE:
 			decide_unavailable(item, a, a->problem != NULL ? a->problem : "not tried: the account's breaker is open",
 							   until, false, now);
 			return false;
 	}
-	o->account_id = account_id;
-	o->reserved = false;
 	*account = a;
 	return true;
 }
@@ -262,6 +274,7 @@ build_request(ClaimItem *item, const MessageSource *source, Account *a, Timestam
 							 route != NULL ? route->app_name : NULL);
 		message.text = text;
 		message.sender = source->sender;
+		o->own_sender = source->sender != NULL && source->sender[0] != '\0';
 		message.dlt_entity_id = source->dlt_entity_id;
 		message.dlt_template_id = source->dlt_template_id;
 	}
@@ -277,9 +290,7 @@ build_request(ClaimItem *item, const MessageSource *source, Account *a, Timestam
 	{
 		char		why[HTTP_ERROR_SIZE + ROSTER_ERROR_SIZE];
 
-		if (o->probe)
-			account_probe_off(a, now);
-		o->probe = false;
+		account_dismiss(o, now);
 		snprintf(why, sizeof(why), "no request could be made: %s", error);
 		roster_report_error(why);
 		decide_unavailable(item, a, why, 0, true, now);
@@ -394,17 +405,16 @@ claim_done(TimestampTz now)
 			case CLAIM_WAIT:
 				owed_wait(o, item->until);
 				break;
+			case CLAIM_CROWD:
+				owed_crowd(o);
+				break;
 			case CLAIM_END:
 				owed_finish(o, o->end, now);
 				break;
 			case CLAIM_START:
 				if (!http_client_start(sender.client, &item->request))
 				{
-					Account    *a = account_known(o->account_id);
-
-					if (o->probe && a != NULL)
-						account_probe_off(a, now);
-					o->probe = false;
+					account_dismiss(o, now);
 					owed_wait(o, TimestampTzPlusMilliseconds(now, MEMORY_LOOK_MS));
 					break;
 				}
@@ -433,14 +443,7 @@ claim_undo(bool blame, const char *why, TimestampTz now)
 	{
 		Owed	   *o = sender.items[i].owed;
 
-		if (o->probe)
-		{
-			Account    *a = account_known(o->account_id);
-
-			if (a != NULL)
-				account_probe_off(a, now);
-			o->probe = false;
-		}
+		account_dismiss(o, now);
 		owed_clear_outcome(o);
 		if (blame)
 		{

@@ -22,6 +22,12 @@
 /* With SMS to fall back to, this many tries of WhatsApp are enough. */
 #define TRIES_BEFORE_FALLBACK 3
 
+/*
+ * With SMS to fall back to, nobody waits longer than this for a provider that
+ * wants to be left alone: people at a login form are gone by then.
+ */
+#define PATIENCE_US INT64CONST(15000000)
+
 /* Of one request whose outcome nobody knows, there is one repeat. */
 #define MAX_UNKNOWN 2
 
@@ -35,6 +41,15 @@ judge_can_fall_back(const Owed *o, TimestampTz now)
 		return false;
 	route = account_known_route(o->row.workspace_id);
 	return route != NULL && route->sms_account != 0;
+}
+
+/* How long can it wait? */
+TimestampTz
+judge_latest(const Owed *o, TimestampTz now)
+{
+	TimestampTz latest = o->row.expires_at - MIN_LIFE_US;
+
+	return judge_can_fall_back(o, now) ? Min(latest, now + PATIENCE_US) : latest;
 }
 
 /* Copy a provider's words, whatever they are, in server encoding */
@@ -93,13 +108,13 @@ try_again(Owed *o, const Judgement *j, TimestampTz now)
 		return END_FALLBACK;
 
 	o->retry_at = next_try(o, j->min_delay_ms, now);
-	if (o->retry_at <= o->row.expires_at - MIN_LIFE_US)
+	if (o->retry_at <= judge_latest(o, now))
 		return END_RETRY;
 
 	/*
-	 * There is no time for another try. If SMS will not do either, the row
-	 * stays until the code expires: then it is dropped, and the verification
-	 * simply has expired.
+	 * That is too late. If SMS will not do either, the row stays until the
+	 * code expires: then it is dropped, and the verification simply has
+	 * expired.
 	 */
 	if (can_fall_back)
 		return END_FALLBACK;
@@ -149,16 +164,21 @@ judge_response(const HttpResponse *response, TimestampTz now)
 	Owed	   *o = response->owner;
 	Account    *a = account_known(o->account_id);
 	const Channel *channel = channel_for(o->row.sms ? "sms" : "whatsapp", a->provider.provider);
-	bool		probe = o->probe;
 	Judgement	j;
 
 	memset(&j, 0, sizeof(j));
 	channel->judge(&a->provider, response, &j);
 
+	/* A sender that the account does not know: its own one may do for others */
+	if (j.verdict == VERDICT_ACCOUNT && j.sender_refused && o->own_sender)
+	{
+		j.verdict = VERDICT_REFUSED;
+		j.reason = "delivery_failed";
+	}
+
 	dlist_delete(&o->node);
 	sender.flying--;
-	o->probe = false;
-	account_judged(a, &j, probe, o->started_at, now);
+	account_judged(a, o, &j, now);
 	apply_judgement(o, &j, now);
 }
 
@@ -177,6 +197,6 @@ judge_abandoned(Owed *o, TimestampTz now)
 
 	dlist_delete(&o->node);
 	sender.flying--;
-	o->probe = false;
+	account_dismiss(o, now);
 	apply_judgement(o, &j, now);
 }

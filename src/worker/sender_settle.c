@@ -124,9 +124,8 @@ settle_write(void)
 	 */
 	for (i = 0; i < nupdated; i++)
 	{
-		if (updated[i]->xid == sender.position.xid &&
-			memcmp(&updated[i]->id, &sender.position.id, UUID_LEN) == 0)
-			sender.position.number = Max(sender.position.number, updated[i]->number);
+		if (updated[i]->number != old_numbers[i])
+			outbox_keep_behind(&sender.position, updated[i]);
 	}
 }
 

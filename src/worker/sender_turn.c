@@ -105,8 +105,10 @@ is_passing_error(int sqlstate)
 	switch (ERRCODE_TO_CATEGORY(sqlstate))
 	{
 		case MAKE_SQLSTATE('4', '0', '0', '0', '0'):	/* transaction rollback */
-		case MAKE_SQLSTATE('4', '2', '0', '0', '0'):	/* undefined table, no privilege */
-		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* insufficient resources */
+		case MAKE_SQLSTATE('4', '2', '0', '0', '0'):	/* undefined table, no
+														 * privilege */
+		case MAKE_SQLSTATE('5', '3', '0', '0', '0'):	/* insufficient
+														 * resources */
 		case MAKE_SQLSTATE('5', '5', '0', '0', '0'):	/* lock not available */
 		case MAKE_SQLSTATE('5', '7', '0', '0', '0'):	/* operator intervention */
 		case MAKE_SQLSTATE('5', '8', '0', '0', '0'):	/* system error */
@@ -127,7 +129,10 @@ turn_run(int slots, bool settle)
 	volatile bool claiming = false;
 	volatile bool failed = false;
 
-	/* After an error, one transaction for each half, and one message at a time */
+	/*
+	 * After an error, one transaction for each half, and one message at a
+	 * time
+	 */
 	if (sender.errors > 0 && sender.finishing > 0)
 		limit = 0;
 	else if (sender.careful)

@@ -8,8 +8,8 @@
  * DROP and ALTER EXTENSION lock our tables one after the other, which can
  * deadlock with a sender that locks them in another order. So the sender is
  * asked to leave before the command, and may come back when its transaction
- * has ended: until then the command holds locks that a sender would only wait
- * for. Asking is for those only who may run the command: PostgreSQL refuses
+ * or subtransaction has ended: until then the command holds locks that a
+ * sender would only wait for. Asking is for those only who may run the command: PostgreSQL refuses
  * the others itself, a little later.
  *
  * CREATE EXTENSION tells the launcher, at its commit. A prepared transaction
@@ -20,11 +20,19 @@
 #include "postgres.h"
 #include "base/compat.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_depend.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_shdepend.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "commands/extension.h"
@@ -32,6 +40,8 @@
 #include "nodes/parsenodes.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 
 #include "base/roster.h"
@@ -48,7 +58,11 @@
 static ProcessUtility_hook_type next_hook = NULL;
 
 /* What the end of this transaction must do */
-static Oid	paused[MAX_PAUSED];
+static struct
+{
+	Oid			database;
+	SubTransactionId subtransaction;	/* whose end may be earlier */
+}			paused[MAX_PAUSED];
 static int	npaused = 0;
 static Oid	dropped = InvalidOid;
 static bool announce = false;
@@ -75,10 +89,28 @@ end_of_transaction(XactEvent event, void *arg)
 		roster_forget(dropped);
 	dropped = InvalidOid;
 	while (npaused > 0)
-		roster_resume(paused[--npaused]);
+		roster_resume(paused[--npaused].database);
 	if (committed && announce)
 		roster_announce(MyDatabaseId);
 	announce = false;
+}
+
+/* Let workers in again when the command was undone */
+static void
+end_of_subtransaction(SubXactEvent event, SubTransactionId mine,
+					  SubTransactionId parent, void *arg)
+{
+	if (event != SUBXACT_EVENT_ABORT_SUB && event != SUBXACT_EVENT_COMMIT_SUB)
+		return;
+
+	/* The last ones are the innermost */
+	for (int i = npaused - 1; i >= 0 && paused[i].subtransaction == mine; i--)
+	{
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			paused[i].subtransaction = parent;
+		else
+			roster_resume(paused[--npaused].database);
+	}
 }
 
 /* Have the sender leave until the end of the transaction */
@@ -87,12 +119,13 @@ pause_database(Oid database)
 {
 	for (int i = 0; i < npaused; i++)
 	{
-		if (paused[i] == database)
+		if (paused[i].database == database)
 			return;
 	}
 	if (npaused == MAX_PAUSED)
 		return;
-	paused[npaused++] = database;
+	paused[npaused].database = database;
+	paused[npaused++].subtransaction = GetCurrentSubTransactionId();
 
 	/* If it does not go, PostgreSQL says what it thinks of that */
 	(void) roster_pause(database, PAUSE_TIMEOUT_MS);
@@ -168,37 +201,168 @@ sets_tablespace(AlterDatabaseStmt *stmt)
 	return false;
 }
 
-/* Could a command drop or alter the extension? */
+/* Is an object among these? */
+static bool
+is_listed(List *objects, Oid class, Oid id)
+{
+	ListCell   *cell;
+
+	foreach(cell, objects)
+	{
+		ObjectAddress *object = lfirst(cell);
+
+		if (object->classId == class && object->objectId == id)
+			return true;
+	}
+	return false;
+}
+
+/* List the extension and, with all, what it depends on, directly or not */
+static List *
+extension_and_needs(Oid extension, bool all)
+{
+	ObjectAddress *first = palloc(sizeof(ObjectAddress));
+	List	   *found;
+	ListCell   *cell;
+	Relation	rel;
+
+	ObjectAddressSet(*first, ExtensionRelationId, extension);
+	found = list_make1(first);
+	if (!all)
+		return found;
+
+	/* What is appended meanwhile is visited, too */
+	rel = table_open(DependRelationId, AccessShareLock);
+	foreach(cell, found)
+	{
+		ObjectAddress *object = lfirst(cell);
+		ScanKeyData keys[2];
+		SysScanDesc scan;
+		HeapTuple	tuple;
+
+		ScanKeyInit(&keys[0], Anum_pg_depend_classid, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(object->classId));
+		ScanKeyInit(&keys[1], Anum_pg_depend_objid, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(object->objectId));
+		scan = systable_beginscan(rel, DependDependerIndexId, true, NULL, 2, keys);
+		while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		{
+			Form_pg_depend form = (Form_pg_depend) GETSTRUCT(tuple);
+
+			if (!is_listed(found, form->refclassid, form->refobjid))
+			{
+				ObjectAddress *needed = palloc(sizeof(ObjectAddress));
+
+				ObjectAddressSet(*needed, form->refclassid, form->refobjid);
+				found = lappend(found, needed);
+			}
+		}
+		systable_endscan(scan);
+	}
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/* Does a role own one of these objects? */
+static bool
+owns_one(Oid role, List *objects)
+{
+	bool		owns = false;
+	Relation	rel = table_open(SharedDependRelationId, AccessShareLock);
+	ListCell   *cell;
+
+	foreach(cell, objects)
+	{
+		ObjectAddress *object = lfirst(cell);
+		ScanKeyData keys[3];
+		SysScanDesc scan;
+		HeapTuple	tuple;
+
+		ScanKeyInit(&keys[0], Anum_pg_shdepend_dbid, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(MyDatabaseId));
+		ScanKeyInit(&keys[1], Anum_pg_shdepend_classid, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(object->classId));
+		ScanKeyInit(&keys[2], Anum_pg_shdepend_objid, BTEqualStrategyNumber,
+					F_OIDEQ, ObjectIdGetDatum(object->objectId));
+		scan = systable_beginscan(rel, SharedDependDependerIndexId, true, NULL, 3, keys);
+		while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		{
+			Form_pg_shdepend form = (Form_pg_shdepend) GETSTRUCT(tuple);
+
+			if (form->deptype == SHARED_DEPENDENCY_OWNER && form->refobjid == role)
+				owns = true;
+		}
+		systable_endscan(scan);
+	}
+	table_close(rel, AccessShareLock);
+	return owns;
+}
+
+/* Does DROP EXTENSION or DROP SCHEMA take the extension along? */
+static bool
+drop_touches_extension(DropStmt *drop, Oid extension)
+{
+	bool		extensions = drop->removeType == OBJECT_EXTENSION;
+	List	   *objects;
+	ListCell   *cell;
+
+	if (!extensions && drop->removeType != OBJECT_SCHEMA)
+		return false;
+	objects = extension_and_needs(extension, drop->behavior == DROP_CASCADE);
+	foreach(cell, drop->objects)
+	{
+		const char *name = strVal(lfirst(cell));
+		Oid			object = extensions ? get_extension_oid(name, true) : get_namespace_oid(name, true);
+
+		if (OidIsValid(object) &&
+			is_listed(objects, extensions ? ExtensionRelationId : NamespaceRelationId, object) &&
+			(extensions ? compat_extension_ownercheck(object, GetUserId()) :
+			 compat_schema_ownercheck(object, GetUserId())))
+			return true;
+	}
+	return false;
+}
+
+/* Does DROP OWNED take the extension along? */
+static bool
+drop_owned_touches_extension(DropOwnedStmt *drop, Oid extension)
+{
+	List	   *objects = extension_and_needs(extension, drop->behavior == DROP_CASCADE);
+	ListCell   *cell;
+
+	foreach(cell, drop->roles)
+	{
+		Oid			role = get_rolespec_oid(lfirst_node(RoleSpec, cell), true);
+
+		if (OidIsValid(role) && has_privs_of_role(GetUserId(), role) && owns_one(role, objects))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Does a command drop or alter the extension, and may the current user run it?
+ *
+ * Others that drop something must not be taken for it: their transactions may
+ * be long, and nothing would be sent meanwhile.
+ */
 static bool
 touches_extension(Node *stmt)
 {
-	switch (nodeTag(stmt))
-	{
-		case T_DropStmt:
-			{
-				DropStmt   *drop = (DropStmt *) stmt;
-				ListCell   *cell;
+	Oid			extension;
 
-				/* What it needs may take it along */
-				if (drop->behavior == DROP_CASCADE &&
-					(drop->removeType == OBJECT_EXTENSION || drop->removeType == OBJECT_SCHEMA))
-					return true;
-				if (drop->removeType != OBJECT_EXTENSION)
-					return false;
-				foreach(cell, drop->objects)
-				{
-					if (strcmp(strVal(lfirst(cell)), EXTENSION_NAME) == 0)
-						return true;
-				}
-				return false;
-			}
-		case T_DropOwnedStmt:
-			return true;
-		case T_AlterExtensionStmt:
-			return strcmp(((AlterExtensionStmt *) stmt)->extname, EXTENSION_NAME) == 0;
-		default:
-			return false;
-	}
+	if (!IsA(stmt, DropStmt) && !IsA(stmt, DropOwnedStmt) && !IsA(stmt, AlterExtensionStmt))
+		return false;
+	extension = get_extension_oid(EXTENSION_NAME, true);
+	if (!OidIsValid(extension))
+		return false;
+
+	if (IsA(stmt, DropStmt))
+		return drop_touches_extension((DropStmt *) stmt, extension);
+	if (IsA(stmt, DropOwnedStmt))
+		return drop_owned_touches_extension((DropOwnedStmt *) stmt, extension);
+	return strcmp(((AlterExtensionStmt *) stmt)->extname, EXTENSION_NAME) == 0 &&
+		compat_extension_ownercheck(extension, GetUserId());
 }
 
 /* Pause what a command needs paused */
@@ -235,16 +399,11 @@ make_way(Node *stmt)
 		default:
 			if (touches_extension(stmt))
 			{
-				Oid			extension = get_extension_oid(EXTENSION_NAME, true);
+				database = MyDatabaseId;
+				allowed = true;
 
-				if (OidIsValid(extension) && compat_extension_ownercheck(extension, GetUserId()))
-				{
-					database = MyDatabaseId;
-					allowed = true;
-
-					/* It may be gone then: the sender is to find out */
-					announce = true;
-				}
+				/* It may be gone then: the sender is to find out */
+				announce = true;
 			}
 			break;
 	}
@@ -263,28 +422,16 @@ watch_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 {
 	Node	   *stmt = pstmt->utilityStmt;
 	bool		commits_prepared = IsA(stmt, TransactionStmt) &&
-		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+	((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
 	bool		creates_extension = IsA(stmt, CreateExtensionStmt);
-	int			npaused_before = npaused;
 
-	PG_TRY();
-	{
-		if (IsTransactionState() && !IsA(stmt, TransactionStmt))
-			make_way(stmt);
+	if (IsTransactionState() && !IsA(stmt, TransactionStmt))
+		make_way(stmt);
 
-		if (next_hook != NULL)
-			next_hook(pstmt, query, read_only_tree, context, params, environment, dest, completion);
-		else
-			standard_ProcessUtility(pstmt, query, read_only_tree, context, params, environment, dest, completion);
-	}
-	PG_CATCH();
-	{
-		/* At once: somebody may catch the error, and the transaction go on */
-		while (npaused > npaused_before)
-			roster_resume(paused[--npaused]);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	if (next_hook != NULL)
+		next_hook(pstmt, query, read_only_tree, context, params, environment, dest, completion);
+	else
+		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, environment, dest, completion);
 
 	/* It may have brought ours along: CASCADE */
 	if (creates_extension && OidIsValid(get_extension_oid(EXTENSION_NAME, true)))
@@ -303,4 +450,5 @@ utility_hook_install(void)
 	next_hook = ProcessUtility_hook;
 	ProcessUtility_hook = watch_utility;
 	RegisterXactCallback(end_of_transaction, NULL);
+	RegisterSubXactCallback(end_of_subtransaction, NULL);
 }

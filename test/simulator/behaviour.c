@@ -273,8 +273,8 @@ behaviour_pick(Effect *effect, Api api, const char *account, const char *phone)
 	pthread_mutex_lock(&rules_lock);
 	for (Rule *rule = newest; rule; rule = rule->older)
 	{
-		bool		useful = (rule->has_do && effect->doing == NULL) ||
-			(rule->has_callbacks && effect->calling == NULL);
+		bool		useful = ((rule->has_do && effect->doing == NULL) ||
+							  (rule->has_callbacks && effect->calling == NULL));
 
 		if (!useful || !rule_fires(rule, api, account, phone))
 			continue;
@@ -390,7 +390,9 @@ send_conclude(Request *req, Message *msg, const Wording *wording)
 		if (rule->headers && a->headers == NULL)
 			a->headers = json_object();
 		json_object_foreach(rule->headers, key, value)
+		{
 			json_object_set(a->headers, key, value);
+		}
 	}
 	journal_add(req, msg->api, "send", outcome, a->kind == ANSWER_SEND ? a->status : 0, code, record,
 				msg->to, msg->otp_id);

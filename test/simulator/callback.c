@@ -30,7 +30,8 @@ typedef struct Job
 	CallbackSpec spec;
 	char	   *account;		/* phone_number_id of a raw body */
 	char	   *raw;
-	char	   *url;			/* as the account's owner gave it, without fragment */
+	char	   *url;			/* as the account's owner gave it, without
+								 * fragment */
 	int			attempt;
 	char		idempotency[33];
 
@@ -243,27 +244,63 @@ compose_twilio(Job *job)
 	struct tm	tm;
 	int			n = 0;
 
-	fields[n++] = (Field) {"AccountSid", msg->account};
-	fields[n++] = (Field) {"ApiVersion", "2010-04-01"};
+	fields[n++] = (Field)
+	{
+		"AccountSid", msg->account
+	};
+	fields[n++] = (Field)
+	{
+		"ApiVersion", "2010-04-01"
+	};
 	if (msg->messaging_service_sid)
-		fields[n++] = (Field) {"MessagingServiceSid", msg->messaging_service_sid};
-	fields[n++] = (Field) {"From", msg->messaging_service_sid ? "+15017122661" : msg->from};
-	fields[n++] = (Field) {"To", msg->to};
-	fields[n++] = (Field) {"MessageSid", msg->id};
-	fields[n++] = (Field) {"SmsSid", msg->id};
-	fields[n++] = (Field) {"MessageStatus", (char *) job->spec.status};
-	fields[n++] = (Field) {"SmsStatus", (char *) job->spec.status};
+		fields[n++] = (Field)
+	{
+		"MessagingServiceSid", msg->messaging_service_sid
+	};
+	fields[n++] = (Field)
+	{
+		"From", msg->messaging_service_sid ? "+15017122661" : msg->from
+	};
+	fields[n++] = (Field)
+	{
+		"To", msg->to
+	};
+	fields[n++] = (Field)
+	{
+		"MessageSid", msg->id
+	};
+	fields[n++] = (Field)
+	{
+		"SmsSid", msg->id
+	};
+	fields[n++] = (Field)
+	{
+		"MessageStatus", (char *) job->spec.status
+	};
+	fields[n++] = (Field)
+	{
+		"SmsStatus", (char *) job->spec.status
+	};
 	if (job->spec.code)
 	{
 		snprintf(error_code, sizeof(error_code), "%d", job->spec.code);
-		fields[n++] = (Field) {"ErrorCode", error_code};
-		fields[n++] = (Field) {"ErrorMessage", (char *) twilio_error_title(job->spec.code)};
+		fields[n++] = (Field)
+		{
+			"ErrorCode", error_code
+		};
+		fields[n++] = (Field)
+		{
+			"ErrorMessage", (char *) twilio_error_title(job->spec.code)
+		};
 	}
 	if (strcmp(job->spec.status, "delivered") == 0 || strcmp(job->spec.status, "undelivered") == 0)
 	{
 		gmtime_r(&now, &tm);
 		strftime(done_date, sizeof(done_date), "%y%m%d%H%M", &tm);
-		fields[n++] = (Field) {"RawDlrDoneDate", done_date};
+		fields[n++] = (Field)
+		{
+			"RawDlrDoneDate", done_date
+		};
 	}
 	for (int i = 0; i < n; i++)
 		text_form(&job->body, fields[i].name, fields[i].value);

@@ -62,7 +62,7 @@ handle_behave(Request *req)
 	{
 		json_array_foreach(body, i, entry)
 			if (problem == NULL)
-				problem = behaviour_add(entry, &id);
+			problem = behaviour_add(entry, &id);
 	}
 	else
 		problem = behaviour_add(body, &id);

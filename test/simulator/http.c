@@ -459,7 +459,7 @@ make_response(Request *req)
 	}
 	json_object_foreach(a->headers, key, value)
 		if (json_is_string(value))
-			MHD_add_response_header(response, key, json_string_value(value));
+		MHD_add_response_header(response, key, json_string_value(value));
 	return response;
 }
 
@@ -733,10 +733,19 @@ http_start(int listen_fd)
 	if (settings.tls_cert_file)
 	{
 		flags |= MHD_USE_TLS;
-		options[n++] = (struct MHD_OptionItem) {MHD_OPTION_HTTPS_MEM_CERT, 0, read_file(settings.tls_cert_file)};
-		options[n++] = (struct MHD_OptionItem) {MHD_OPTION_HTTPS_MEM_KEY, 0, read_file(settings.tls_key_file)};
+		options[n++] = (struct MHD_OptionItem)
+		{
+			MHD_OPTION_HTTPS_MEM_CERT, 0, read_file(settings.tls_cert_file)
+		};
+		options[n++] = (struct MHD_OptionItem)
+		{
+			MHD_OPTION_HTTPS_MEM_KEY, 0, read_file(settings.tls_key_file)
+		};
 	}
-	options[n] = (struct MHD_OptionItem) {MHD_OPTION_END, 0, NULL};
+	options[n] = (struct MHD_OptionItem)
+	{
+		MHD_OPTION_END, 0, NULL
+	};
 
 	for (int i = 0; i < settings.threads; i++)
 	{

@@ -374,7 +374,10 @@ check_body(Send *s, json_t *body)
 	json_t	   *value;
 	bool		good;
 
-	/* who it is for comes first, so that even a refused request is logged well */
+	/*
+	 * who it is for comes first, so that even a refused request is logged
+	 * well
+	 */
 	s->to = json_string_value(json_object_get(body, "to"));
 	s->opaque = json_string_value(opaque);
 
@@ -409,7 +412,8 @@ check_body(Send *s, json_t *body)
 	if (type == NULL)
 		return refuse(s, 100, 0, "(#100) The parameter type is required.", NULL);
 	if (strcmp(type, "template") != 0)
-		return refuse(s, 131047, 0, NULL, NULL);	/* nobody wrote to us: templates only */
+		return refuse(s, 131047, 0, NULL, NULL);	/* nobody wrote to us:
+													 * templates only */
 	if (name == NULL)
 		return refuse(s, 131008, 0, NULL, "Parameter 'template[name]' is mandatory for type 'template'");
 	if (language == NULL)

@@ -218,15 +218,21 @@ settings_apply(json_t *config)
 	}
 
 	json_array_foreach(json_object_get(config, "templates"), i, entry)
+	{
 		if (!json_is_string(json_object_get(entry, "name")) ||
 			!json_is_string(json_object_get(entry, "language")))
 			return "a template needs name and language";
+	}
 	json_array_foreach(json_object_get(config, "meta_accounts"), i, entry)
+	{
 		if (!json_is_string(json_object_get(entry, "phone_number_id")))
 			return "a Meta account needs phone_number_id";
+	}
 	json_array_foreach(json_object_get(config, "twilio_accounts"), i, entry)
+	{
 		if (!json_is_string(json_object_get(entry, "account_sid")))
 			return "a Twilio account needs account_sid";
+	}
 
 	pthread_rwlock_wrlock(&settings_lock);
 	take_string(config, "token", &settings.meta[0].token);
