@@ -53,6 +53,9 @@
 /* How often the ledger is written back, and looked at for that. */
 #define WRITE_BACK_MS 500
 
+/* The same when the server stops */
+#define WRITE_BACK_LEAVE_MS 10
+
 /* How often rows that are nobody's are cleared away. */
 #define CLEAR_MS 60000
 
@@ -329,8 +332,17 @@ take_interrupts(void)
 static void
 write_back_at_exit(void)
 {
-	if (ledger_has_entries(MyDatabaseId))
-		turn_write_back();
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS);
+
+	if (!ledger_has_entries(MyDatabaseId))
+		return;
+
+	/*
+	 * The others are rolling back just now what they had open: their rows get
+	 * free
+	 */
+	while (turn_write_back() && ShutdownRequestPending && GetCurrentTimestamp() < until)
+		pg_usleep(WRITE_BACK_LEAVE_MS * 1000L);
 }
 
 /* Asked to go: settle what can be settled, and note the rest as unknown */
@@ -489,7 +501,7 @@ otp_sender_main(Datum arg)
 			next_write_back = TimestampTzPlusMilliseconds(now, WRITE_BACK_MS);
 			pgstat_report_stat(false);
 			if (ledger_has_entries(database))
-				turn_write_back();
+				(void) turn_write_back();
 		}
 		if (now >= next_clear)
 		{

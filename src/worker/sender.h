@@ -256,8 +256,8 @@ extern TurnStart turn_run(int slots, bool settle);
 /* Delete expired rows that are nobody's. */
 extern void turn_clear_away(TimestampTz now);
 
-/* Write the ledger back. */
-extern void turn_write_back(void);
+/* Write the ledger back; true when there was something in it. */
+extern bool turn_write_back(void);
 
 /* sender_claim.c: inside the transaction; after its commit; after its abort */
 extern void claim_take(int limit, TimestampTz now);

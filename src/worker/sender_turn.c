@@ -222,12 +222,14 @@ turn_clear_away(TimestampTz now)
 }
 
 /* Write the ledger back */
-void
+bool
 turn_write_back(void)
 {
+	volatile bool found = false;
+
 	PG_TRY();
 	{
-		attempts_write_back();
+		found = attempts_write_back();
 	}
 	PG_CATCH();
 	{
@@ -236,4 +238,5 @@ turn_write_back(void)
 		pfree(abort_turn(&sqlstate));
 	}
 	PG_END_TRY();
+	return found;
 }
