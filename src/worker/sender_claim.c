@@ -179,7 +179,12 @@ take_new(int limit, TimestampTz now)
 	 * and is flushed.
 	 */
 	if (!sender.caught_up && n > 0)
+	{
 		(void) GetTopTransactionId();
+
+		/* A transaction that has logged nothing else would not be flushed */
+		ForceSyncCommit();
+	}
 }
 
 /* Choose the account; true when the message may go */

@@ -50,8 +50,12 @@ make_certificate('good', 'ours', 'IP:127.0.0.1,DNS:localhost');
 make_certificate('foreign', 'theirs', 'IP:127.0.0.1,DNS:localhost');
 make_certificate('misnamed', 'ours', 'DNS:graph.facebook.com');
 make_certificate('expired', 'ours', 'IP:127.0.0.1,DNS:localhost');
+
+# OpenSSL before 3.4 takes a negative life for an expired one, later ones take dates
+my @expired = `openssl x509 -help 2>&1` =~ /-not_after/
+  ? ('-not_before', '20200101000000Z', '-not_after', '20200102000000Z') : ('-days', '-1');
 openssl('x509', '-req', '-in', "$dir/expired.csr", '-CA', "$dir/ours.crt", '-CAkey', "$dir/ours.key",
-	'-CAcreateserial', '-days', '-1', '-extfile', "$dir/expired.ext", '-out', "$dir/expired.crt");
+	'-CAcreateserial', @expired, '-extfile', "$dir/expired.ext", '-out', "$dir/expired.crt");
 
 # One simulator for each certificate, and a plain one
 my %sim = map {
