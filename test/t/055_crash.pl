@@ -148,8 +148,10 @@ foreach my $n (0 .. $#ways)
 	if ($way eq 'immediate')
 	{
 		$node->stop('immediate');
-		$crash->{to} = time;
 		$node->start;
+
+		# Not before: the simulator may take in only now what was on its way
+		$crash->{to} = time;
 	}
 	else
 	{
