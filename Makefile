@@ -8,8 +8,11 @@ TESTS = $(wildcard test/sql/*.sql)
 REGRESS = $(patsubst test/sql/%.sql,%,$(TESTS))
 REGRESS_OPTS = --inputdir=test
 
+# The version stands in otp.control alone
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" $(or $(srcdir),.)/otp.control)
+
 # Hidden symbols cannot clash with another library's
-PG_CPPFLAGS = -I$(srcdir)/src -D_GNU_SOURCE
+PG_CPPFLAGS = -I$(srcdir)/src -D_GNU_SOURCE -DOTP_VERSION='"$(EXTVERSION)"'
 PG_CFLAGS = -fvisibility=hidden
 SHLIB_LINK = -lcurl -ljansson
 
@@ -38,12 +41,11 @@ bench:
 simulator:
 	$(MAKE) -C test/simulator
 
-# The version stands in otp.control alone; PGXN wants three numbers
-VERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" otp.control)
-PGXN_VERSION = $(shell echo $(VERSION) | sed 's/^[0-9]*\.[0-9]*$$/&.0/')
+# PGXN wants three numbers
+PGXN_VERSION = $(shell echo $(EXTVERSION) | sed 's/^[0-9]*\.[0-9]*$$/&.0/')
 
 META.json: META.json.in otp.control
-	sed -e 's/@VERSION@/$(VERSION)/' -e 's/@PGXN_VERSION@/$(PGXN_VERSION)/' $< >$@
+	sed -e 's/@VERSION@/$(EXTVERSION)/' -e 's/@PGXN_VERSION@/$(PGXN_VERSION)/' $< >$@
 
 # The archive that PGXN takes
 dist: META.json

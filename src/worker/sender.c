@@ -103,7 +103,7 @@ http_options(HttpOptions *options)
 	memset(options, 0, sizeof(HttpOptions));
 	options->https_proxy = otp_https_proxy;
 	options->ca_file = otp_ca_file;
-	options->user_agent = "otp/1.0";
+	options->user_agent = "otp/" OTP_VERSION;
 	options->connect_timeout_ms = CONNECT_TIMEOUT_MS;
 	options->allow_private = otp_allow_private_addresses;
 }
