@@ -65,6 +65,9 @@
 /* Asked to go: how long to wait for answers, and for a lock to settle */
 #define LEAVE_MS 300
 
+/* The same, to write down what is known while somebody locks the queue */
+#define LEAVE_SETTLE_MS 1500
+
 /* No statement of ours waits longer for a lock. */
 #define LOCK_TIMEOUT "1s"
 
@@ -387,7 +390,12 @@ leave(bool yield)
 						GetCurrentTimestamp());
 	http_client_destroy(sender.client);
 	sender.client = NULL;
-	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS);
+
+	/*
+	 * What is known and not written goes out twice. Only a lock on the queue
+	 * can be in the way, and whoever waits for one lets us wait, too.
+	 */
+	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_SETTLE_MS);
 	while (sender.finishing > 0 && GetCurrentTimestamp() < until)
 	{
 		TurnStart	start = turn_run(0, true);
