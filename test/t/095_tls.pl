@@ -104,7 +104,11 @@ sub send_to
 
 	$node->call('otp.configure_meta',
 		{ account => "meta_$name", workspace => $name, waba_id => ++$last_phone });
-	return $node->send('+' . ++$last_phone, workspace => $name, %args);
+
+	# The sender closes it when it hears of that, and until then nobody may send
+	my $id;
+	poll_until { $id = eval { $node->send('+' . ++$last_phone, workspace => $name, %args) } };
+	return $id;
 }
 
 # Wait until a request was tried, and not sent
