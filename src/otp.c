@@ -21,6 +21,7 @@
 #include "base/keyring.h"
 #include "base/ledger.h"
 #include "base/limiter.h"
+#include "base/receipt_count.h"
 #include "base/roster.h"
 #include "base/shmem.h"
 #include "verb/verb.h"
@@ -40,6 +41,8 @@ bool		otp_allow_private_addresses = false;
 int			otp_max_databases = 64;
 int			otp_max_in_flight = 1000;
 int			otp_ledger_size = 16384;
+int			otp_retention = 30 * MINUTES_PER_DAY;
+bool		otp_allow_private_webhooks = false;
 
 static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
 #ifdef HAVE_SHMEM_REQUEST_HOOK
@@ -98,6 +101,18 @@ define_server_settings(void)
 							 &otp_allow_private_addresses,
 							 false,
 							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("otp.allow_private_webhooks",
+							 "Lets webhook endpoints lead to private addresses.",
+							 "Whoever may create an endpoint can then reach what the server can reach.",
+							 &otp_allow_private_webhooks,
+							 false,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("otp.retention",
+							"How long verifications, messages and webhook attempts are kept.",
+							"They go a day later at most; when this is over 30 days, a thirtieth of it later.",
+							&otp_retention,
+							30 * MINUTES_PER_DAY, MINUTES_PER_DAY, 960 * MINUTES_PER_DAY,
+							PGC_SIGHUP, GUC_UNIT_MIN, NULL, NULL, NULL);
 	DefineCustomIntVariable("otp.max_in_flight",
 							"Most requests under way at once in one database.",
 							NULL,
@@ -129,6 +144,7 @@ request_shmem(void)
 	RequestAddinShmemSpace(ledger_shmem_size());
 	RequestAddinShmemSpace(limiter_shmem_size());
 	RequestAddinShmemSpace(roster_shmem_size());
+	RequestAddinShmemSpace(receipt_count_shmem_size());
 	RequestNamedLWLockTranche("otp_ledger", 1);
 	RequestNamedLWLockTranche("otp_limiter", 1);
 }
@@ -144,6 +160,7 @@ startup_shmem(void)
 	ledger_shmem_init();
 	limiter_shmem_init();
 	roster_shmem_init();
+	receipt_count_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 	shmem_attached = true;
 

@@ -8,6 +8,8 @@
 #ifndef OTP_GUC_H
 #define OTP_GUC_H
 
+#define MINUTES_PER_DAY 1440
+
 extern char *otp_workspace;		/* acting workspace of a session */
 extern bool otp_delivery;		/* off: this server sends nothing */
 extern char *otp_key_file;
@@ -18,5 +20,7 @@ extern bool otp_allow_private_addresses;
 extern int	otp_max_databases;
 extern int	otp_max_in_flight;
 extern int	otp_ledger_size;
+extern int	otp_retention;		/* minutes that history is kept */
+extern bool otp_allow_private_webhooks;
 
 #endif							/* OTP_GUC_H */

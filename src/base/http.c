@@ -353,6 +353,59 @@ url_is_private(const char *url)
 	return result;
 }
 
+/* Say what is wrong with a URL that others hand in; NULL: nothing */
+const char *
+http_url_defect(const char *url, bool allow_insecure, bool allow_private)
+{
+	const char *defect = NULL;
+	const char *host;
+	CURLU	   *parsed;
+	char	   *part;
+
+	for (const char *p = url; *p != '\0'; p++)
+	{
+		if (*p <= ' ' || *p > '~' || *p == '\\')
+			return "It may have printable ASCII characters only, and neither spaces nor backslashes.";
+	}
+	if (strncasecmp(url, "http://", 7) == 0)
+	{
+		if (!allow_insecure)
+			return "It must begin with https://; http:// is for tests, with otp.allow_insecure_http on.";
+	}
+	else if (strncasecmp(url, "https://", 8) != 0)
+		return "It must begin with https://.";
+	host = strstr(url, "://") + 3;
+	if (strcspn(host, "/?#") == 0)
+		return "It has no host.";
+	if (memchr(host, '@', strcspn(host, "/?#")) != NULL)
+		return "It may not have a user or a password.";
+	if (strchr(url, '#') != NULL)
+		return "It may not have a fragment.";
+
+	parsed = curl_url();
+	if (parsed == NULL)
+		return "The server is out of memory.";
+	if (curl_url_set(parsed, CURLUPART_URL, url, 0) != CURLUE_OK)
+		defect = "It is a scheme, a host, perhaps a port, a path and a query.";
+	if (defect == NULL)
+	{
+		part = NULL;
+		if (curl_url_get(parsed, CURLUPART_HOST, &part, 0) != CURLUE_OK || part[0] == '\0')
+			defect = "It has no host.";
+		curl_free(part);
+		part = NULL;
+		if (curl_url_get(parsed, CURLUPART_PORT, &part, 0) == CURLUE_OK &&
+			(atoi(part) < 1 || atoi(part) > 65535))
+			defect = "Its port is not one from 1 to 65535.";
+		curl_free(part);
+	}
+	curl_url_cleanup(parsed);
+
+	if (defect == NULL && !allow_private && url_is_private(url))
+		defect = "Its host is a private or reserved address; otp.allow_private_webhooks allows them.";
+	return defect;
+}
+
 /*
  * Callbacks of the handles
  */
@@ -890,6 +943,22 @@ is_one_line(const char *text)
 	return true;
 }
 
+/* May a request go to private addresses? */
+static bool
+may_go_anywhere(const HttpClient *client, const HttpRequest *request)
+{
+	switch (request->addresses)
+	{
+		case HTTP_ADDRESSES_PUBLIC:
+			return false;
+		case HTTP_ADDRESSES_ALL:
+			return true;
+		case HTTP_ADDRESSES_USUAL:
+			break;
+	}
+	return request->allow_insecure || client->allow_private;
+}
+
 /* Say what is wrong with a request; NULL: nothing */
 static const char *
 request_defect(HttpClient *client, const HttpRequest *request, bool *is_https)
@@ -915,8 +984,7 @@ request_defect(HttpClient *client, const HttpRequest *request, bool *is_https)
 	}
 
 	if (*is_https && client->https_proxy != NULL &&
-		!request->allow_insecure && !client->allow_private &&
-		url_is_private(request->url))
+		!may_go_anywhere(client, request) && url_is_private(request->url))
 		return "the address is private or reserved";
 	return NULL;
 }
@@ -1012,7 +1080,7 @@ set_request_options(Transfer *transfer, const HttpRequest *request, bool is_http
 #define SET(option, value) \
 	(ok = (curl_easy_setopt(easy, (option), (value)) == CURLE_OK) && ok)
 
-	transfer->any_address = request->allow_insecure || client->allow_private || proxied;
+	transfer->any_address = proxied || may_go_anywhere(client, request);
 
 	SET(CURLOPT_URL, request->url);
 	SET(CURLOPT_PROTOCOLS_STR, request->allow_insecure ? "http,https" : "https");

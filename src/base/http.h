@@ -35,8 +35,18 @@ typedef struct HttpOptions
 	long		connect_timeout_ms; /* default 5000; name, TCP and TLS */
 	int			max_connections_per_host;	/* 0: no limit; requests beyond it
 											 * wait, within their timeout */
-	bool		allow_private;	/* private addresses for all requests */
+	bool		allow_private;	/* see HTTP_ADDRESSES_USUAL */
 } HttpOptions;
+
+/* What addresses a request may go to */
+typedef enum HttpAddresses
+{
+	HTTP_ADDRESSES_USUAL,		/* all, if the client's allow_private or the
+								 * request's allow_insecure says so; else
+								 * public ones */
+	HTTP_ADDRESSES_PUBLIC,
+	HTTP_ADDRESSES_ALL
+} HttpAddresses;
 
 typedef struct HttpRequest
 {
@@ -47,7 +57,8 @@ typedef struct HttpRequest
 	const char *body;			/* POSTed; NULL: a GET */
 	size_t		body_length;
 	long		timeout_ms;		/* from start to the end of the answer */
-	bool		allow_insecure; /* http:// and private addresses for this one */
+	bool		allow_insecure; /* http:// for this one */
+	HttpAddresses addresses;
 	void	   *owner;			/* handed back with the response */
 } HttpRequest;
 
@@ -125,5 +136,13 @@ extern void http_client_destroy(HttpClient *client);
  * forms of those? Families other than IPv4 and IPv6 count as private.
  */
 extern bool http_address_is_private(const struct sockaddr *address);
+
+/*
+ * What is wrong with a URL that others hand in: a sentence, or NULL. It has a
+ * host and no user, fragment or spaces. A host that is written as a private
+ * address is a defect unless allow_private; a name is not looked up. Needs no
+ * client.
+ */
+extern const char *http_url_defect(const char *url, bool allow_insecure, bool allow_private);
 
 #endif							/* OTP_HTTP_H */

@@ -29,7 +29,11 @@ typedef struct RosterReport
 {
 	TimestampTz last_turn;
 	TimestampTz next_due;		/* of what waits in its memory; 0: nothing */
-	int			waiting;		/* rows in its memory that are not in flight */
+	int			waiting;		/* rows in its memory that are to be sent */
+	int			following;		/* rows of messages that were sent */
+	TimestampTz oldest_due;		/* of those to be sent; 0: none */
+	uint64		read_to;		/* how far it has read the queue: a
+								 * transaction */
 	int			in_flight;
 	bool		backlog;		/* there was more in the queue than it could
 								 * take */

@@ -14,6 +14,7 @@
 #include "port/pg_bswap.h"
 #include "utils/timestamp.h"
 
+#include "base/guc.h"
 #include "base/ulid.h"
 
 #define PREFIX "otp_"
@@ -25,7 +26,6 @@
 /* Milliseconds from the Unix epoch to PostgreSQL's */
 #define EPOCH_SHIFT_MS \
 	((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY * 1000)
-#define MS_PER_DAY ((int64) SECS_PER_DAY * 1000)
 
 /* Crockford's base 32: no I, L, O and U */
 static const char alphabet[] = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
@@ -93,6 +93,9 @@ ulid_make(pg_uuid_t *id, TimestampTz now)
 				 errmsg("could not generate random bytes for an id"),
 				 errhidestmt(true),
 				 errhidecontext(true)));
+
+	/* Its drawer, so that a change of otp.retention loses no row */
+	id->data[TIME_BYTES] = (uint8) ((id->data[TIME_BYTES] & 0x07) | (ulid_slot_at(now) << 3));
 }
 
 /* Write an id */
@@ -160,5 +163,24 @@ ulid_time(const pg_uuid_t *id)
 int
 ulid_slot(const pg_uuid_t *id)
 {
-	return (int) (unix_ms(id) / MS_PER_DAY % ULID_SLOTS);
+	return id->data[TIME_BYTES] >> 3;
+}
+
+/* Give the length of a step */
+int64
+ulid_step(void)
+{
+	int64		days = (otp_retention + MINUTES_PER_DAY - 1) / MINUTES_PER_DAY;
+
+	return Max((days + ULID_SLOTS_KEPT - 1) / ULID_SLOTS_KEPT, 1) * USECS_PER_DAY;
+}
+
+/* Give the drawer of a moment */
+int
+ulid_slot_at(TimestampTz time)
+{
+	pg_uuid_t	id;
+
+	ulid_lowest(&id, time);
+	return (int) (unix_ms(&id) / (ulid_step() / 1000) % ULID_SLOTS);
 }

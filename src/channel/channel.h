@@ -12,7 +12,7 @@
 #ifndef OTP_CHANNEL_H
 #define OTP_CHANNEL_H
 
-#include <jansson.h>
+#include "base/json.h"
 
 #include "base/http.h"
 
@@ -95,6 +95,29 @@ typedef struct ChannelCode
 	int			min_delay_ms;
 } ChannelCode;
 
+/* What a receipt, or the answer to a question, tells of a message */
+typedef enum ReceiptStatus
+{
+	RECEIPT_NOTHING,			/* still on its way, or not known */
+	RECEIPT_SENT,
+	RECEIPT_DELIVERED,			/* or read */
+	RECEIPT_FAILED				/* for the reason of its code */
+} ReceiptStatus;
+
+#define RECEIPT_WORD_SIZE 40
+
+typedef struct Receipt
+{
+	ReceiptStatus status;
+	int64		at;				/* Unix time in seconds; 0: not told */
+	int			code;			/* the provider's; 0: none */
+	char		message_id[CHANNEL_MESSAGE_ID_SIZE];	/* "": not told */
+	char		detail[CHANNEL_DETAIL_SIZE];	/* ASCII, digits masked */
+	char		category[RECEIPT_WORD_SIZE];	/* of the price; "" not told */
+	char		price[RECEIPT_WORD_SIZE];	/* a decimal number; "" not told */
+	char		price_unit[RECEIPT_WORD_SIZE];
+} Receipt;
+
 typedef struct Channel
 {
 	const char *name;			/* "whatsapp" | "sms" */
@@ -113,6 +136,16 @@ typedef struct Channel
 	/* Judge what came of it; also for requests that got no answer. */
 	void		(*judge) (const ProviderAccount *account,
 						  const HttpResponse *response, Judgement *out);
+
+	/*
+	 * Build the question what became of a message; as build. NULL when the
+	 * provider cannot be asked.
+	 */
+	bool		(*ask) (const ProviderAccount *account, const char *message_id,
+						HttpRequest *out, char *error, size_t error_size);
+
+	/* Read the answer; RECEIPT_NOTHING when it tells nothing (yet). */
+	void		(*read_answer) (const HttpResponse *response, Receipt *out);
 
 	const ChannelCode *codes;
 	int			ncodes;

@@ -6,7 +6,8 @@
  * Messages are sent from an approved authentication template, in which the
  * code stands twice: in the text, and behind the button that copies it. The
  * verification's id goes along as biz_opaque_callback_data, and comes back
- * with every receipt. There is no key that would make a repeat harmless.
+ * with every receipt; so does the number of any message but the first. There
+ * is no key that would make a repeat harmless.
  *
  *-------------------------------------------------------------------------
  */
@@ -192,7 +193,7 @@ meta_build(const ProviderAccount *account, const ChannelMessage *message,
 	appendStringInfoString(&body, "}]},{\"type\":\"button\",\"sub_type\":\"url\",\"index\":\"0\",\"parameters\":[{\"type\":\"text\",\"text\":");
 	json_quote(&body, message->code);
 	appendStringInfoString(&body, "}]}]},\"biz_opaque_callback_data\":");
-	json_quote(&body, message->otp_id);
+	json_quote(&body, message->number > 1 ? psprintf("%s/%d", message->otp_id, message->number) : message->otp_id);
 	appendStringInfoChar(&body, '}');
 
 	out->url = psprintf("%s/%s/%s/messages", base_url, version, sending_number);

@@ -21,6 +21,7 @@
 #include "base/json.h"
 #include "base/phone.h"
 #include "channel/channel.h"
+#include "channel/receipt.h"
 
 #define TWILIO_BASE_URL "https://api.twilio.com"
 
@@ -155,32 +156,20 @@ is_one_of(const char *value, const char *one, const char *other)
 	return strcmp(value, one) == 0 || strcmp(value, other) == 0;
 }
 
-/* Build the request */
+/*
+ * Begin a request: its address up to the account, and who signs in. Settings
+ * become part of an address: nothing in them may redirect it.
+ */
 static bool
-twilio_build(const ProviderAccount *account, const ChannelMessage *message,
-			 HttpRequest *out, char *error, size_t error_size)
+begin_request(const ProviderAccount *account, const char *rest, HttpRequest *out, char *error, size_t error_size)
 {
-	static const char *headers[] = {
-		"Content-Type: application/x-www-form-urlencoded",
-		"Accept: application/json",
-		NULL
-	};
 	const char *account_sid = channel_string(account->settings, "account_sid");
 	const char *key_sid = channel_string(account->settings, "api_key_sid");
 	const char *key_secret = channel_string(account->secrets, "api_key_secret");
 	const char *auth_token = channel_string(account->secrets, "auth_token");
-	const char *service = channel_string(account->settings, "messaging_service_sid");
-	const char *sender = channel_string(account->settings, "sender");
-	const char *callback = channel_string(account->settings, "status_callback");
-	const char *retention = channel_string(account->settings, "content_retention");
-	const char *risk_check = channel_string(account->settings, "risk_check");
 	char	   *base_url = channel_base_url(account, TWILIO_BASE_URL);
-	const char *text;
-	StringInfoData form;
 
 	memset(out, 0, sizeof(*out));
-
-	/* Settings become part of an address: nothing in them may redirect it */
 	if (base_url == NULL)
 	{
 		strlcpy(error, "base_url is not a URL", error_size);
@@ -201,6 +190,35 @@ twilio_build(const ProviderAccount *account, const ChannelMessage *message,
 		strlcpy(error, "neither an API key with its secret nor auth_token is set", error_size);
 		return false;
 	}
+
+	out->url = psprintf("%s/2010-04-01/Accounts/%s/%s", base_url, account_sid, rest);
+	if (key_sid != NULL && key_secret != NULL)
+		out->userpwd = psprintf("%s:%s", key_sid, key_secret);
+	else
+		out->userpwd = psprintf("%s:%s", account_sid, auth_token);
+	return true;
+}
+
+/* Build the request */
+static bool
+twilio_build(const ProviderAccount *account, const ChannelMessage *message,
+			 HttpRequest *out, char *error, size_t error_size)
+{
+	static const char *headers[] = {
+		"Content-Type: application/x-www-form-urlencoded",
+		"Accept: application/json",
+		NULL
+	};
+	const char *service = channel_string(account->settings, "messaging_service_sid");
+	const char *sender = channel_string(account->settings, "sender");
+	const char *callback = channel_string(account->settings, "status_callback");
+	const char *retention = channel_string(account->settings, "content_retention");
+	const char *risk_check = channel_string(account->settings, "risk_check");
+	const char *text;
+	StringInfoData form;
+
+	if (!begin_request(account, "Messages.json", out, error, error_size))
+		return false;
 	if (retention != NULL && !is_one_of(retention, "retain", "discard"))
 	{
 		strlcpy(error, "content_retention is neither retain nor discard", error_size);
@@ -258,12 +276,7 @@ twilio_build(const ProviderAccount *account, const ChannelMessage *message,
 	if (risk_check != NULL)
 		append_parameter(&form, "RiskCheck", risk_check);
 
-	out->url = psprintf("%s/2010-04-01/Accounts/%s/Messages.json", base_url, account_sid);
 	out->headers = headers;
-	if (key_sid != NULL && key_secret != NULL)
-		out->userpwd = psprintf("%s:%s", key_sid, key_secret);
-	else
-		out->userpwd = psprintf("%s:%s", account_sid, auth_token);
 	out->body = form.data;
 	out->body_length = form.len;
 	return true;
@@ -307,11 +320,64 @@ twilio_judge(const ProviderAccount *account, const HttpResponse *response, Judge
 	channel_finish(response, out);
 }
 
+/* Build the question what became of a message */
+static bool
+twilio_ask(const ProviderAccount *account, const char *message_id,
+		   HttpRequest *out, char *error, size_t error_size)
+{
+	static const char *headers[] = {"Accept: application/json", NULL};
+
+	if (!channel_is_word(message_id, "", CHANNEL_MESSAGE_ID_SIZE - 1))
+	{
+		memset(out, 0, sizeof(*out));
+		strlcpy(error, "the message's SID is missing or malformed", error_size);
+		return false;
+	}
+	if (!begin_request(account, psprintf("Messages/%s.json", message_id), out, error, error_size))
+		return false;
+	out->headers = headers;
+	return true;
+}
+
+/* Read the answer */
+static void
+twilio_read_answer(const HttpResponse *response, Receipt *out)
+{
+	json_t	   *answer;
+	const char *price;
+
+	memset(out, 0, sizeof(*out));
+	if (response->outcome != HTTP_ANSWERED || response->status != 200)
+		return;
+	answer = json_from_text(response->body, response->body_length);
+	out->status = twilio_receipt_status(channel_string(answer, "status"));
+	if (out->status != RECEIPT_NOTHING)
+	{
+		receipt_copy_word(out->message_id, sizeof(out->message_id), channel_string(answer, "sid"));
+		if (out->status == RECEIPT_FAILED)
+		{
+			(void) channel_json_code(json_object_get(answer, "error_code"), &out->code);
+			receipt_copy_detail(out->detail, out->code, json_object_get(answer, "error_message"), NULL);
+		}
+
+		/* "-0.00750", once it is known */
+		price = channel_string(answer, "price");
+		if (price != NULL && receipt_is_decimal(price))
+		{
+			receipt_copy_word(out->price, sizeof(out->price), price);
+			receipt_copy_word(out->price_unit, sizeof(out->price_unit), channel_string(answer, "price_unit"));
+		}
+	}
+	json_decref(answer);
+}
+
 const Channel channel_twilio = {
 	.name = "sms",
 	.provider = "twilio",
 	.build = twilio_build,
 	.judge = twilio_judge,
+	.ask = twilio_ask,
+	.read_answer = twilio_read_answer,
 	.codes = codes,
 	.ncodes = lengthof(codes)
 };

@@ -10,13 +10,39 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
 
+#include "base/json.h"
+#include "base/receipt_count.h"
 #include "base/seal.h"
+#include "base/signature.h"
 #include "store/account.h"
 #include "store/key.h"
 #include "store/plan.h"
+
+/* Most accounts of Meta among which others of the same app are looked for */
+#define MAX_LISTED 1000
+
+/* An account of Meta; its secrets are opened when it comes into question */
+typedef struct ListedAccount
+{
+	char	   *name;
+	char	   *sender;			/* NULL: none, as below */
+	char	   *waba_id;
+	bool		opened;
+	const ReceiptAccount *account;	/* once opened; NULL: it is gone */
+} ListedAccount;
+
+/* What this session has read for receipts; all of it lives in cache_context */
+static MemoryContext cache_context = NULL;
+static bool cache_stale = true;
+static List *cached = NIL;		/* ReceiptAccount */
+static List *listed = NIL;		/* ListedAccount */
+static bool listed_all = false;
 
 /* Name what secrets are sealed for */
 char *
@@ -98,6 +124,7 @@ account_store(const char *name, const char *provider, const AccountRow *account)
 		values[1] = CStringGetTextDatum(provider);
 		plan_run(insert_plan, values, NULL, NULL, false, 0);
 		account_id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		receipt_count_forget(account_id);
 	}
 
 	plan_keep(&update_plan,
@@ -134,4 +161,288 @@ account_use(int workspace_id, const char *channel, int account_id)
 	values[1] = CStringGetTextDatum(channel);
 	values[2] = Int32GetDatum(account_id);
 	plan_run(plan, values, NULL, NULL, false, 0);
+}
+
+/*
+ * For receipts
+ */
+
+/* Take in a change of the configuration; any relation will do, see workspace.c */
+static void
+note_relation_change(Datum arg, Oid relid)
+{
+	cache_stale = true;
+}
+
+/* Wipe a secret */
+static void
+wipe(char *secret)
+{
+	if (secret != NULL)
+		explicit_bzero(secret, strlen(secret));
+}
+
+/* Start from nothing after a change */
+static void
+refresh_cache(void)
+{
+	static bool callback_registered = false;
+	ListCell   *cell;
+
+	if (!callback_registered)
+	{
+		CacheRegisterRelcacheCallback(note_relation_change, (Datum) 0);
+		callback_registered = true;
+	}
+
+	/*
+	 * Not every statement of a transaction takes in what others have
+	 * committed
+	 */
+	AcceptInvalidationMessages();
+	if (!cache_stale)
+		return;
+
+	if (cache_context == NULL)
+		cache_context = AllocSetContextCreate(TopMemoryContext, "otp receipt accounts",
+											  ALLOCSET_SMALL_SIZES);
+	foreach(cell, cached)
+	{
+		ReceiptAccount *account = lfirst(cell);
+
+		wipe(account->secret);
+		wipe(account->previous_secret);
+		wipe(account->verify_token);
+	}
+	cached = NIL;
+	listed = NIL;
+	listed_all = false;
+	MemoryContextReset(cache_context);
+
+	/* Before the reading, so that a change during it is not missed */
+	cache_stale = false;
+}
+
+/* Copy a member into the cache; NULL when it is not there */
+static char *
+keep_member(const json_t *object, const char *key)
+{
+	const char *value = json_string_value(json_object_get(object, key));
+
+	return value != NULL && value[0] != '\0' ? MemoryContextStrdup(cache_context, value) : NULL;
+}
+
+/* Put an account into the cache */
+static const ReceiptAccount *
+keep_account(int account_id, const char *name, const char *provider, const char *settings_text,
+			 const char *secrets_text)
+{
+	bool		meta = strcmp(provider, "meta") == 0;
+	json_t	   *volatile settings = NULL;
+	json_t	   *volatile secrets = NULL;
+	ReceiptAccount *account;
+	MemoryContext old;
+
+	/* jansson's memory is malloc's: free it on every path */
+	PG_TRY();
+	{
+		char	   *utf8 = pg_server_to_any(settings_text, strlen(settings_text), PG_UTF8);
+
+		settings = json_from_text(utf8, strlen(utf8));
+		secrets = json_from_text(secrets_text, strlen(secrets_text));
+
+		/*
+		 * Or memory is short: then it must not be kept as one without a
+		 * secret
+		 */
+		if (!json_is_object(settings) || !json_is_object(secrets))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("could not read the settings of provider account \"%s\"", name),
+					 errhidestmt(true),
+					 errhidecontext(true)));
+		account = MemoryContextAllocZero(cache_context, sizeof(ReceiptAccount));
+		account->account_id = account_id;
+		account->name = MemoryContextStrdup(cache_context, name);
+		account->provider = MemoryContextStrdup(cache_context, provider);
+		account->sender = keep_member(settings, meta ? "phone_number_id" : "account_sid");
+		account->waba_id = keep_member(settings, "waba_id");
+		account->verify_token = keep_member(secrets, "verify_token");
+		account->secret = keep_member(secrets, meta ? "app_secret" : "auth_token");
+		account->previous_secret = keep_member(secrets, meta ? "app_secret_previous" : "auth_token_previous");
+	}
+	PG_FINALLY();
+	{
+		json_decref(settings);
+		json_decref(secrets);
+	}
+	PG_END_TRY();
+
+	old = MemoryContextSwitchTo(cache_context);
+	cached = lappend(cached, account);
+	MemoryContextSwitchTo(old);
+	return account;
+}
+
+/* Read an account by name and provider */
+static void
+read_by_name(const char *name, const char *provider)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {TEXTOID, TEXTOID};
+	Datum		values[2];
+
+	plan_keep(&plan,
+			  "SELECT a.account_id, a.settings::text, a.secrets, a.key_id"
+			  " FROM otp.provider_accounts a WHERE a.name = $1 AND a.provider = $2",
+			  lengthof(types), types);
+	values[0] = CStringGetTextDatum(name);
+	values[1] = CStringGetTextDatum(provider);
+	plan_run_latest(plan, values, NULL, 1);
+}
+
+/* Read as for an account that is not there */
+void
+account_read_in_vain(const char *name, const char *provider)
+{
+	read_by_name(name, provider);
+}
+
+/* Find an account in the cache, or read it */
+static const ReceiptAccount *
+find_account(const char *name, const char *provider)
+{
+	ListCell   *cell;
+	HeapTuple	tuple;
+	TupleDesc	desc;
+	Datum		sealed;
+	bool		isnull;
+	int			account_id;
+	char	   *settings;
+	char	   *secrets;
+	const ReceiptAccount *account;
+
+	foreach(cell, cached)
+	{
+		account = lfirst(cell);
+		if (strcmp(account->name, name) == 0 && strcmp(account->provider, provider) == 0)
+			return account;
+	}
+	read_by_name(name, provider);
+
+	/* A name that is not there is not kept: anybody could fill our memory */
+	if (SPI_processed == 0)
+		return NULL;
+
+	tuple = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	account_id = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &isnull));
+	settings = SPI_getvalue(tuple, desc, 2);
+	secrets = pstrdup("{}");
+	sealed = SPI_getbinval(tuple, desc, 3, &isnull);
+	if (!isnull)
+	{
+		bytea	   *copy = DatumGetByteaPCopy(sealed);
+		int			key_id = DatumGetInt32(SPI_getbinval(tuple, desc, 4, &isnull));
+
+		key_require(key_id);
+		secrets = unseal(copy, account_purpose(account_id), key_id, NULL);
+	}
+	account = keep_account(account_id, name, provider, settings, secrets);
+	wipe(secrets);
+	SPI_freetuptable(SPI_tuptable);
+	return account;
+}
+
+/* Find an account for its receipts */
+const ReceiptAccount *
+account_for_receipts(const char *name, const char *provider)
+{
+	refresh_cache();
+	return find_account(name, provider);
+}
+
+/* Copy a column into the cache; NULL when it is not there */
+static char *
+keep_column(int row, int column)
+{
+	char	   *value = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+
+	return value != NULL ? MemoryContextStrdup(cache_context, value) : NULL;
+}
+
+/* List the accounts of Meta, with what a body can name them by */
+static void
+list_accounts(void)
+{
+	static SPIPlanPtr plan = NULL;
+
+	plan_keep(&plan,
+			  "SELECT a.name, a.settings ->> 'phone_number_id', a.settings ->> 'waba_id'"
+			  " FROM otp.provider_accounts a WHERE a.provider = 'meta' ORDER BY a.account_id",
+			  0, NULL);
+	plan_run_latest(plan, NULL, NULL, MAX_LISTED);
+
+	listed = NIL;
+	for (int i = 0; i < (int) SPI_processed; i++)
+	{
+		ListedAccount *l = MemoryContextAllocZero(cache_context, sizeof(ListedAccount));
+		MemoryContext old;
+
+		l->name = keep_column(i, 1);
+		l->sender = keep_column(i, 2);
+		l->waba_id = keep_column(i, 3);
+		old = MemoryContextSwitchTo(cache_context);
+		listed = lappend(listed, l);
+		MemoryContextSwitchTo(old);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	listed_all = true;
+}
+
+/* Compare what may not be there */
+static bool
+is_id(const char *value, const char *id)
+{
+	return value != NULL && strcmp(value, id) == 0;
+}
+
+/* Find other accounts of the same app */
+int
+account_siblings(const ReceiptAccount *account, const char *secret, bool waba, const char *id,
+				 const ReceiptAccount **siblings, int max)
+{
+	int			n = 0;
+	ListCell   *cell;
+
+	if (!listed_all)
+		list_accounts();
+	foreach(cell, listed)
+	{
+		ListedAccount *l = lfirst(cell);
+		const ReceiptAccount *other;
+
+		if (!is_id(waba ? l->waba_id : l->sender, id))
+			continue;
+		if (!l->opened)
+			l->account = find_account(l->name, "meta");
+		l->opened = true;
+
+		/* It may have changed since the listing */
+		other = l->account;
+		if (other == NULL || other->account_id == account->account_id ||
+			!is_id(waba ? other->waba_id : other->sender, id))
+			continue;
+
+		/*
+		 * That both have the secret says no more than that both verify what
+		 * it signed
+		 */
+		if (!signature_equal(other->secret, secret) && !signature_equal(other->previous_secret, secret))
+			continue;
+		if (n == max)
+			break;
+		siblings[n++] = other;
+	}
+	return n;
 }

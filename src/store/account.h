@@ -32,4 +32,43 @@ extern void account_use(int workspace_id, const char *channel, int account_id);
 /* What the secrets of an account are sealed for. */
 extern char *account_purpose(int account_id);
 
+/* What is needed to take receipts for an account; strings are NULL when not set */
+typedef struct ReceiptAccount
+{
+	int			account_id;
+	char	   *name;
+	char	   *provider;
+	char	   *sender;			/* phone_number_id or account_sid */
+	char	   *waba_id;
+	char	   *verify_token;
+	char	   *secret;			/* that signs receipts: app secret or auth
+								 * token */
+	char	   *previous_secret;
+} ReceiptAccount;
+
+/*
+ * Find an account by name, as it is in force now; NULL when this provider has
+ * none of that name. The session keeps it: it is good until the next call.
+ * Works on a standby. Raises key_unavailable, and XX001 for secrets that do
+ * not open.
+ */
+extern const ReceiptAccount *account_for_receipts(const char *name, const char *provider);
+
+/*
+ * Find the other accounts of the same app of Meta's as one that
+ * account_for_receipts gave: whose secret, now or before, is this one, and
+ * whose waba_id, or else sender, is that id. Gives their number, up to max;
+ * they are good as long as that one is. Raises what account_for_receipts
+ * raises: it is better that the provider comes again than that a receipt is
+ * lost.
+ */
+extern int	account_siblings(const ReceiptAccount *account, const char *secret, bool waba, const char *id,
+							 const ReceiptAccount **siblings, int max);
+
+/*
+ * Read an account without any use. For the refusal of one that is there, so
+ * that it takes as long as that of one that is not, which is never kept.
+ */
+extern void account_read_in_vain(const char *name, const char *provider);
+
 #endif							/* OTP_ACCOUNT_H */

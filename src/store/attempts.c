@@ -41,7 +41,7 @@
 
 /* Write back the count of one verification; true when its entry may go */
 static bool
-write_verification(const LedgerEntry *entry, bool creator_running, int *committed)
+write_verification(const LedgerEntry *entry, bool creator_running, int *committed, bool *is_used_up)
 {
 	static SPIPlanPtr read_plans[ULID_SLOTS];
 	static SPIPlanPtr write_plans[ULID_SLOTS];
@@ -68,7 +68,8 @@ write_verification(const LedgerEntry *entry, bool creator_running, int *committe
 	values[2] = Int16GetDatum(entry->count);
 
 	plan_keep_leaf(read_plans, leaf,
-				   "SELECT v.attempts FROM otp.verifications_%02d v WHERE v.workspace_id = $1 AND v.id = $2",
+				   "SELECT v.attempts, v.attempts >= v.max_attempts AND v.verified_at IS NULL AND v.canceled_at IS NULL"
+				   " FROM otp.verifications_%02d v WHERE v.workspace_id = $1 AND v.id = $2",
 				   2, types);
 	plan_run(read_plans[leaf], values, NULL, NULL, true, 1);
 	if (SPI_processed == 0)
@@ -78,6 +79,7 @@ write_verification(const LedgerEntry *entry, bool creator_running, int *committe
 		return !creator_running;
 	}
 	*committed = DatumGetInt16(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	*is_used_up = DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
 	if (*committed >= entry->count)
 		return true;
 
@@ -138,8 +140,9 @@ write_phone(const LedgerEntry *entry, int *committed)
 
 /* Write some counts back; gives how many entries may go */
 static int
-write_round(LedgerEntry *entries, int n)
+write_round(LedgerEntry *entries, int n, void (*used_up) (const pg_uuid_t *id))
 {
+	bool		ended[ROUND_SIZE] = {false};
 	bool		running[ROUND_SIZE];
 	bool		done[ROUND_SIZE];
 	int			committed[ROUND_SIZE];
@@ -167,7 +170,7 @@ write_round(LedgerEntry *entries, int n)
 		{
 			committed[i] = 0;
 			if (entries[i].key.kind == LEDGER_VERIFICATION)
-				done[i] = write_verification(&entries[i], running[i], &committed[i]);
+				done[i] = write_verification(&entries[i], running[i], &committed[i], &ended[i]);
 			else
 				done[i] = write_phone(&entries[i], &committed[i]);
 		}
@@ -193,13 +196,20 @@ write_round(LedgerEntry *entries, int n)
 			continue;
 		ledger_settle(&entries[i].key, committed[i], entries[i].since);
 		ndone++;
+		if (ended[i] && used_up != NULL)
+		{
+			pg_uuid_t	id;
+
+			memcpy(id.data, entries[i].key.what, UUID_LEN);
+			used_up(&id);
+		}
 	}
 	return ndone;
 }
 
 /* Write the counts back */
 bool
-attempts_write_back(void)
+attempts_write_back(void (*used_up) (const pg_uuid_t *id))
 {
 	static LedgerEntry entries[ROUND_SIZE];
 
@@ -218,7 +228,7 @@ attempts_write_back(void)
 		if (n > 0)
 		{
 			found = true;
-			skip += n - write_round(entries, n);
+			skip += n - write_round(entries, n, used_up);
 		}
 	} while (n == ROUND_SIZE && GetCurrentTimestamp() < until);
 	if (n < ROUND_SIZE)

@@ -20,7 +20,14 @@
 static const char *const privileges[] = {
 	"USAGE ON SCHEMA otp",
 	"SELECT ON otp.deliveries, otp.delivery_stats, otp.provider_errors",
+	"SELECT ON otp.webhook_endpoint_list, otp.webhook_deliveries",
 	"EXECUTE ON FUNCTION otp.my_workspaces(), otp.format_id(uuid), otp.parse_id(text)",
+	"EXECUTE ON FUNCTION otp.create_webhook_endpoint(text, text[], text, text), otp.pause_webhook_endpoint(int),"
+	" otp.resume_webhook_endpoint(int), otp.rotate_webhook_secret(int), otp.delete_webhook_endpoint(int),"
+	" otp.send_test_webhook(int, text), otp.replay_webhooks(int, timestamptz, bool)",
+	"EXECUTE ON FUNCTION otp.forget_phone(text, text)",
+	"SELECT ON otp.usage",
+	"EXECUTE ON FUNCTION otp.stats_rest(), otp.usage_rest(), otp.histogram_sum(int[]), otp.histogram_percentile(int[], float8)",
 };
 
 /* Change the privileges of a role */

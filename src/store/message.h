@@ -30,8 +30,10 @@ typedef struct MessageSource
 {
 	bool		found;			/* else the verification is gone */
 	bool		ended;			/* verified, canceled, or no attempt left */
+	bool		used_up;		/* ended because no attempt is left */
 	bool		fallback_sms;
 	TimestampTz expires_at;
+	TimestampTz created_at;
 	int			key_id;
 	int			length;
 	uint8		salt[MESSAGE_SALT_LENGTH];
@@ -70,6 +72,8 @@ typedef struct MessageRow
 	const char *message_id;		/* NULL: none; server encoding */
 	const char *detail;			/* NULL: none; server encoding */
 	const char *ended_reason;	/* NULL: not the end */
+	bool		again;			/* accepted once, it failed later, and is sent
+								 * once more */
 } MessageRow;
 
 /*
@@ -78,5 +82,61 @@ typedef struct MessageRow
  * there be a row all the same, it is updated.
  */
 extern void message_write(const MessageRow *rows, const bool *known, int n);
+
+/* What is known of a message already */
+typedef struct MessageRecord
+{
+	int			key;			/* index of the key that was asked for */
+	int32		workspace_id;
+	int16		number;
+	int			account_id;		/* 0: none */
+	bool		sms;
+	TimestampTz sent_at;		/* 0: not */
+	TimestampTz delivered_at;
+	TimestampTz failed_at;
+	bool		ended;			/* with it, the verification has failed */
+	char	   *message_id;		/* NULL: none */
+} MessageRecord;
+
+/*
+ * Read all messages of some verifications, by one statement per leaf; gives
+ * their number. Strings in the current context. A key's workspace_id of 0
+ * stands for any in workspaces, an int4[], which is (Datum) 0 when there is
+ * no such key.
+ */
+extern int	message_load_states(const MessageKey *keys, int n, Datum workspaces, MessageRecord **states);
+
+/* How a verification stands when its time is up */
+typedef struct MessageEnd
+{
+	bool		found;
+	bool		locked;			/* by somebody who may be verifying it */
+	bool		ended;			/* verified or canceled */
+	bool		used_up;		/* no attempt is left */
+	TimestampTz expires_at;
+} MessageEnd;
+
+/*
+ * Read how verifications stand, by one statement per leaf. Waits for nobody,
+ * and locks the rows that nobody else has locked.
+ */
+extern void message_load_ends(const MessageKey *keys, MessageEnd *ends, int n);
+
+/* What a delivery receipt changes */
+typedef struct MessageReceipt
+{
+	MessageKey	key;
+	int16		number;
+	TimestampTz delivered_at;	/* 0: as it was; the rest likewise */
+	TimestampTz failed_at;
+	int			provider_code;
+	const char *detail;
+	const char *category;
+	const char *price;			/* a decimal number */
+	const char *price_unit;
+} MessageReceipt;
+
+/* Write receipts, each for another message, by one statement per leaf. */
+extern void message_write_receipts(const MessageReceipt *receipts, int n);
 
 #endif							/* OTP_MESSAGE_H */

@@ -43,8 +43,9 @@
 #include "store/plan.h"
 
 /* What is read of a row; the order is take_row's */
-#define ROW_COLUMNS "SELECT id, ctid, xid, origin, due_at, expires_at, workspace_id, slot, number, tries, unknown, channel FROM otp.outbox "
-#define ROW_NCOLUMNS 12
+#define ROW_COLUMNS "SELECT id, ctid, xid, origin, due_at, expires_at, workspace_id, slot, number, tries, unknown," \
+	" kind, channel FROM otp.outbox "
+#define ROW_NCOLUMNS 13
 
 /* ---- helpers ---- */
 
@@ -142,13 +143,22 @@ outbox_keep_behind(OutboxPosition *position, const OutboxRow *row)
 	}
 }
 
+/* Is this text that? */
+static bool
+text_is(Datum value, const char *what)
+{
+	text	   *t = DatumGetTextPP(value);
+	size_t		length = strlen(what);
+
+	return VARSIZE_ANY_EXHDR(t) == length && memcmp(VARDATA_ANY(t), what, length) == 0;
+}
+
 /* Read a row's columns */
 static void
 take_row(HeapTuple tuple, TupleDesc desc, OutboxRow *row)
 {
 	Datum		values[ROW_NCOLUMNS];
 	bool		nulls[ROW_NCOLUMNS];
-	text	   *channel;
 
 	heap_deform_tuple(tuple, desc, values, nulls);
 	row->id = *DatumGetUUIDP(values[0]);
@@ -162,8 +172,11 @@ take_row(HeapTuple tuple, TupleDesc desc, OutboxRow *row)
 	row->number = DatumGetInt16(values[8]);
 	row->tries = DatumGetInt16(values[9]);
 	row->unknown = DatumGetInt16(values[10]);
-	channel = DatumGetTextPP(values[11]);
-	row->sms = VARSIZE_ANY_EXHDR(channel) == 3 && memcmp(VARDATA_ANY(channel), "sms", 3) == 0;
+	row->kind = text_is(values[11], "message") ? OUTBOX_MESSAGE :
+		text_is(values[11], "verified") ? OUTBOX_VERIFIED :
+		text_is(values[11], "canceled") ? OUTBOX_CANCELED :
+		text_is(values[11], "receipts") ? OUTBOX_RECEIPTS : OUTBOX_JOB;
+	row->sms = !nulls[12] && text_is(values[12], "sms");
 }
 
 /* Copy SPI's rows */
@@ -384,6 +397,34 @@ outbox_read(OutboxPosition *position, OutboxRow *rows, int limit, bool *more)
 	return n + got;
 }
 
+/* Read a payload */
+char *
+outbox_payload(const OutboxRow *row)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT8OID, UUIDOID, INT2OID};
+	Datum		values[3];
+	MemoryContext context = CurrentMemoryContext;
+	char	   *payload = NULL;
+
+	plan_keep(&plan, "SELECT payload FROM otp.outbox WHERE xid = $1 AND id = $2 AND number = $3", 3, types);
+	values[0] = Int64GetDatum((int64) row->xid);
+	values[1] = UUIDPGetDatum(&row->id);
+	values[2] = Int16GetDatum(row->number);
+	plan_run(plan, values, NULL, NULL, true, 1);
+	MemoryContextSwitchTo(context);
+	if (SPI_processed > 0)
+	{
+		bool		isnull;
+		Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+
+		if (!isnull)
+			payload = TextDatumGetCString(value);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return payload;
+}
+
 /* ---- settle ---- */
 
 /* Delete rows */
@@ -537,6 +578,25 @@ outbox_update(OutboxRow **rows, const int16 *old_numbers, int n)
 	plan_run(by_key, values, NULL, NULL, false, 0);
 	take_ctids(rows);
 	MemoryContextSwitchTo(context);
+}
+
+/* Look for rows from the future */
+bool
+outbox_has_foreign(void)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT8OID};
+	Datum		values[1];
+	MemoryContext context = CurrentMemoryContext;
+	bool		found;
+
+	plan_keep(&plan, "SELECT 1 FROM otp.outbox WHERE xid >= $1 ORDER BY xid LIMIT 1", 1, types);
+	values[0] = Int64GetDatum((int64) U64FromFullTransactionId(ReadNextFullTransactionId()));
+	plan_run(plan, values, NULL, NULL, true, 1);
+	found = SPI_processed > 0;
+	SPI_freetuptable(SPI_tuptable);
+	MemoryContextSwitchTo(context);
+	return found;
 }
 
 /* Delete expired rows that nobody owns */

@@ -16,7 +16,9 @@
 #include "storage/itemptr.h"
 #include "utils/uuid.h"
 
-/* A row of otp.outbox */
+#include "store/queue.h"
+
+/* A row of otp.outbox, but for its payload */
 typedef struct OutboxRow
 {
 	pg_uuid_t	id;
@@ -30,7 +32,9 @@ typedef struct OutboxRow
 	int16		number;
 	int16		tries;
 	int16		unknown;
-	bool		sms;			/* channel, which is whatsapp otherwise */
+	OutboxKind	kind;
+	bool		sms;			/* channel of a message, which is whatsapp
+								 * otherwise */
 } OutboxRow;
 
 /* A transaction that was open when the position passed it */
@@ -69,6 +73,12 @@ extern bool outbox_lock(void);
  */
 extern int	outbox_read(OutboxPosition *position, OutboxRow *rows, int limit, bool *more);
 
+/*
+ * Read the payload of a row, in the current context; NULL when it has none,
+ * or the row is gone.
+ */
+extern char *outbox_payload(const OutboxRow *row);
+
 /* Make one position equal to another. Needs no transaction. */
 extern void outbox_copy_position(OutboxPosition *to, const OutboxPosition *from);
 
@@ -89,6 +99,12 @@ extern void outbox_delete(OutboxRow **rows, int n);
  * old_numbers; sets their new ctid, which is invalid for rows that are gone.
  */
 extern void outbox_update(OutboxRow **rows, const int16 *old_numbers, int n);
+
+/*
+ * Are there rows of transactions that this server has yet to begin? Another
+ * one has queued them, and outbox_read does not see them.
+ */
+extern bool outbox_has_foreign(void);
 
 /*
  * Delete rows that expired before a time and that no sender will delete:

@@ -11,6 +11,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 
@@ -76,7 +77,8 @@ route_load(int32 workspace_id, Route *route)
 	plan_keep(&plan,
 			  "SELECT w.app_name,"
 			  " CASE WHEN w.whatsapp_enabled THEN coalesce(w.whatsapp_account, 0) ELSE 0 END,"
-			  " CASE WHEN w.sms_enabled THEN coalesce(w.sms_account, 0) ELSE 0 END"
+			  " CASE WHEN w.sms_enabled THEN coalesce(w.sms_account, 0) ELSE 0 END,"
+			  " coalesce((extract(epoch FROM w.fallback_after) * 1000000)::int8, 0)"
 			  " FROM otp.workspaces w WHERE w.workspace_id = $1",
 			  1, types);
 	values[0] = Int32GetDatum(workspace_id);
@@ -88,6 +90,7 @@ route_load(int32 workspace_id, Route *route)
 	route->app_name = column_text(1, context);
 	route->whatsapp_account = DatumGetInt32(column_datum(2, &isnull));
 	route->sms_account = DatumGetInt32(column_datum(3, &isnull));
+	route->fallback_us = DatumGetInt64(column_datum(4, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 	return true;
 }
@@ -105,7 +108,7 @@ route_load_account(int32 account_id, int64 known_version,
 	bool		isnull;
 
 	plan_keep(&plan,
-			  "SELECT a.version, a.name, a.provider, a.settings::text, a.secrets, a.key_id, a.version <> $2"
+			  "SELECT a.version, a.name, a.provider, a.settings::text, a.secrets, a.key_id, a.version <> $2, a.receipts_from"
 			  " FROM otp.provider_accounts a WHERE a.account_id = $1",
 			  2, types);
 	values[0] = Int32GetDatum(account_id);
@@ -133,7 +136,54 @@ route_load_account(int32 account_id, int64 known_version,
 			MemoryContextSwitchTo(old);
 		}
 		account->key_id = DatumGetInt32(column_datum(6, &isnull));
+		account->receipts_from = column_text(8, context);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return true;
+}
+
+/* Note receipts */
+void
+route_note_receipts(int32 account_id, const char *from)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID, TEXTOID};
+	Datum		values[2];
+	MemoryContext context = CurrentMemoryContext;
+
+	/*
+	 * Not while somebody has the row: it would be waited for, and another
+	 * receipt will come
+	 */
+	plan_keep(&plan,
+			  "UPDATE otp.provider_accounts a SET receipts_from = $2 WHERE a.account_id = $1"
+			  " AND EXISTS (SELECT 1 FROM otp.provider_accounts l WHERE l.account_id = $1 FOR NO KEY UPDATE SKIP LOCKED)",
+			  2, types);
+	values[0] = Int32GetDatum(account_id);
+	values[1] = CStringGetTextDatum(from);
+	plan_run(plan, values, NULL, NULL, false, 0);
+	MemoryContextSwitchTo(context);
+}
+
+/* Give an account's workspaces */
+Datum
+route_workspaces(int32 account_id, int *count)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(account_id)};
+	MemoryContext context = CurrentMemoryContext;
+	ArrayType  *ids;
+	bool		isnull;
+
+	plan_keep(&plan,
+			  "SELECT array(SELECT w.workspace_id FROM otp.workspaces w"
+			  " WHERE $1 IN (w.whatsapp_account, w.sms_account))",
+			  lengthof(types), types);
+	plan_run(plan, values, NULL, NULL, true, 1);
+	MemoryContextSwitchTo(context);
+	ids = DatumGetArrayTypePCopy(column_datum(1, &isnull));
+	*count = ArrayGetNItems(ARR_NDIM(ids), ARR_DIMS(ids));
+	SPI_freetuptable(SPI_tuptable);
+	return PointerGetDatum(ids);
 }

@@ -18,6 +18,7 @@ typedef struct Route
 	int32		workspace_id;
 	int32		whatsapp_account;	/* 0: none, or the module is off */
 	int32		sms_account;
+	int64		fallback_us;	/* to SMS, without a receipt; 0: never */
 	char	   *app_name;
 } Route;
 
@@ -34,11 +35,18 @@ typedef struct RouteAccount
 	char	   *settings;		/* JSON */
 	bytea	   *secrets;		/* sealed; NULL: none */
 	int			key_id;
+	char	   *receipts_from;	/* NULL: none has come yet */
 } RouteAccount;
 
 /* Read an account, unless it is still of this version; false when it is gone. */
 extern bool route_load_account(int32 account_id, int64 known_version,
 							   RouteAccount *account, bool *changed);
+
+/* Note that receipts of a sending number have been seen. */
+extern void route_note_receipts(int32 account_id, const char *from);
+
+/* The ids of the workspaces that use an account: an int4[]. */
+extern Datum route_workspaces(int32 account_id, int *count);
 
 /*
  * May the configuration have changed since the last call? Needs nothing, but

@@ -24,7 +24,9 @@
 #include "base/keyring.h"
 #include "base/roster.h"
 #include "base/ulid.h"
+#include "store/forget.h"
 #include "store/plan.h"
+#include "store/ring.h"
 #include "store/verification.h"
 
 /*
@@ -244,7 +246,13 @@ verification_lock(Datum workspaces, const pg_uuid_t *id, Verification *v)
 	values[0] = workspaces;
 	values[1] = UUIDPGetDatum(id);
 	plan_run_latest(plan, values, NULL, 1);
-	return take_row(id, v);
+	if (!take_row(id, v))
+		return false;
+
+	/* The join has not looked under the name of a forgotten phone */
+	if (v->phone[0] == '+' && forget_counts(GetCurrentTimestamp()))
+		verification_phone_failures(v);
+	return true;
 }
 
 /* Find without a lock */
@@ -266,30 +274,52 @@ verification_find(Datum workspaces, const pg_uuid_t *id, bool latest, Verificati
 	return take_row(id, v);
 }
 
-/* Read a phone's failures */
-void
-verification_phone_failures(Verification *v)
+/* Read the failures of a phone, or of the name of a forgotten one; the most since a time */
+static void
+read_failures(int32 workspace_id, const char *phone, TimestampTz since, Verification *v)
 {
 	static SPIPlanPtr plan = NULL;
-	Oid			types[] = {INT4OID, TEXTOID};
-	Datum		values[2];
+	Oid			types[] = {INT4OID, TEXTOID, TIMESTAMPTZOID};
+	Datum		values[3];
 
 	plan_keep(&plan,
-			  "SELECT f.since, f.failures FROM otp.phone_failures f WHERE f.workspace_id = $1 AND f.phone = $2",
+			  "SELECT f.since, f.failures FROM otp.phone_failures f"
+			  " WHERE f.workspace_id = $1 AND f.phone = $2 AND f.since > $3 ORDER BY f.failures DESC",
 			  lengthof(types), types);
-	values[0] = Int32GetDatum(v->workspace_id);
-	values[1] = CStringGetTextDatum(v->phone);
+	values[0] = Int32GetDatum(workspace_id);
+	values[1] = CStringGetTextDatum(phone);
+	values[2] = TimestampTzGetDatum(since);
 	plan_run_latest(plan, values, NULL, 1);
-	v->phone_since = 0;
-	v->phone_failures = 0;
 	if (SPI_processed > 0)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[0];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
+		int			failures = GET_INT(2, Int32);
 
-		v->phone_since = get_time(tuple, desc, 1);
-		v->phone_failures = GET_INT(2, Int32);
+		if (failures > v->phone_failures)
+		{
+			v->phone_since = get_time(tuple, desc, 1);
+			v->phone_failures = failures;
+		}
+	}
+}
+
+/* Read a phone's failures */
+void
+verification_phone_failures(Verification *v)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	char		name[FORGOTTEN_LENGTH + 1];
+
+	/* A day from the first one: what began before does not count */
+	v->phone_since = 0;
+	v->phone_failures = 0;
+	read_failures(v->workspace_id, v->phone, now - USECS_PER_DAY, v);
+	if (v->phone[0] == '+' && forget_counts(now))
+	{
+		forget_name(v->workspace_id, v->phone, name);
+		read_failures(v->workspace_id, name, now - USECS_PER_DAY, v);
 	}
 }
 
@@ -427,7 +457,7 @@ phone_sends_of_leaf(int leaf, int32 workspace_id, const char *phone, TimestampTz
 	values[0] = Int32GetDatum(workspace_id);
 	values[1] = CStringGetTextDatum(phone);
 	values[2] = UUIDPGetDatum(&lowest);
-	plan_run_latest(plan, values, NULL, limit - n);
+	plan_run_latest(plan, values, NULL, limit);
 	if (SPI_processed == 0)
 		return n;
 
@@ -454,27 +484,41 @@ phone_sends_of_leaf(int leaf, int32 workspace_id, const char *phone, TimestampTz
 	return n;
 }
 
+/* Order sends, newest first */
+static int
+compare_sends(const void *a, const void *b)
+{
+	TimestampTz x = ((const PhoneSend *) a)->created_at;
+	TimestampTz y = ((const PhoneSend *) b)->created_at;
+
+	return x > y ? -1 : x < y ? 1 : 0;
+}
+
 /* Read the sends to a phone */
 int
 verification_phone_sends(int32 workspace_id, const char *phone, TimestampTz since, TimestampTz now,
 						 int limit, PhoneSend **sends)
 {
-	pg_uuid_t	id;
-	int			last_leaf;
-	int			first_leaf;
-	int			n;
+	int			leaves[ULID_SLOTS];
+	int			nleaves = ring_recent(since, now, leaves);
+	char		name[FORGOTTEN_LENGTH + 1];
+	int			n = 0;
 
-	/* A day spans two leaves at most; an hour mostly one */
-	ulid_lowest(&id, now);
-	last_leaf = ulid_slot(&id);
-	ulid_lowest(&id, since);
-	first_leaf = ulid_slot(&id);
-
+	/* A day spans two leaves, an hour mostly one */
 	*sends = NULL;
-	n = phone_sends_of_leaf(last_leaf, workspace_id, phone, since, limit, sends, 0);
-	if (first_leaf != last_leaf && n < limit)
-		n = phone_sends_of_leaf(first_leaf, workspace_id, phone, since, limit, sends, n);
-	return n;
+	for (int i = 0; i < nleaves; i++)
+		n = phone_sends_of_leaf(leaves[i], workspace_id, phone, since, limit, sends, n);
+
+	/* It may have been sent to before it was forgotten */
+	if (forget_counts(now))
+	{
+		forget_name(workspace_id, phone, name);
+		for (int i = 0; i < nleaves; i++)
+			n = phone_sends_of_leaf(leaves[i], workspace_id, name, since, limit, sends, n);
+	}
+	if (n > 1)
+		qsort(*sends, n, sizeof(PhoneSend), compare_sends);
+	return Min(n, limit);
 }
 
 /* Read the messages of a verification */

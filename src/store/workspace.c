@@ -29,19 +29,10 @@
 #include "store/plan.h"
 #include "store/workspace.h"
 
-typedef struct TemplateEntry
-{
-	int32		workspace_id;
-	char	   *name;
-	char	   *language;
-	TemplateState state;
-} TemplateEntry;
-
 /* What this session has read; all of it lives in cache_context */
 static MemoryContext cache_context = NULL;
 static bool cache_stale = true;
 static List *workspaces = NIL;	/* Workspace */
-static List *templates = NIL;	/* TemplateEntry */
 static Oid	granted_caller = InvalidOid;
 static Datum granted_ids;
 static int	granted_count;
@@ -91,7 +82,6 @@ refresh_cache(void)
 											  ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(cache_context);
 	workspaces = NIL;
-	templates = NIL;
 	granted_caller = InvalidOid;
 
 	/* Before the reading, so that a change during it is not missed */
@@ -384,50 +374,4 @@ workspace_named(const char *name)
 				 errmsg("workspace \"%s\" does not exist", name != NULL ? name : "default"),
 				 errhint("SELECT name FROM otp.workspaces lists those that do.")));
 	return w;
-}
-
-/* Look a template up */
-TemplateState
-template_state(int32 workspace_id, const char *name, const char *language)
-{
-	static SPIPlanPtr plan = NULL;
-	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
-	Datum		values[3];
-	ListCell   *cell;
-	TemplateEntry *entry;
-	TemplateState state = TEMPLATE_MISSING;
-	MemoryContext old;
-
-	foreach(cell, templates)
-	{
-		entry = lfirst(cell);
-		if (entry->workspace_id == workspace_id && strcmp(entry->name, name) == 0 &&
-			strcmp(entry->language, language) == 0)
-			return entry->state;
-	}
-
-	plan_keep(&plan,
-			  "SELECT t.status IN ('unchecked', 'approved') FROM otp.templates t"
-			  " WHERE t.workspace_id = $1 AND t.name = $2 AND t.language = $3",
-			  3, types);
-	values[0] = Int32GetDatum(workspace_id);
-	values[1] = CStringGetTextDatum(name);
-	values[2] = CStringGetTextDatum(language);
-	plan_run_latest(plan, values, NULL, 1);
-	if (SPI_processed > 0)
-		state = column_bool(1) ? TEMPLATE_USABLE : TEMPLATE_NOT_APPROVED;
-
-	/* A name that is not there is not kept: anybody could fill our memory */
-	if (state != TEMPLATE_MISSING)
-	{
-		old = MemoryContextSwitchTo(cache_context);
-		entry = palloc(sizeof(TemplateEntry));
-		entry->workspace_id = workspace_id;
-		entry->name = pstrdup(name);
-		entry->language = pstrdup(language);
-		entry->state = state;
-		templates = lcons(entry, templates);
-		MemoryContextSwitchTo(old);
-	}
-	return state;
 }

@@ -63,16 +63,6 @@ extern const Workspace *workspace_by_id(int32 workspace_id);
  */
 extern const Workspace *workspace_named(const char *name);
 
-/* Does the workspace have this template in this language, and is it usable? */
-typedef enum TemplateState
-{
-	TEMPLATE_MISSING,
-	TEMPLATE_NOT_APPROVED,
-	TEMPLATE_USABLE				/* approved, or not checked yet */
-} TemplateState;
-
-extern TemplateState template_state(int32 workspace_id, const char *name, const char *language);
-
 /* Have all sessions read the configuration again, once this transaction commits. */
 extern void workspace_invalidate(Oid relid);
 

@@ -16,6 +16,7 @@
 
 #include "base/guc.h"
 #include "base/keyring.h"
+#include "base/receipt_count.h"
 #include "base/roster.h"
 #include "base/shmem.h"
 #include "store/key.h"
@@ -46,8 +47,8 @@ otp_worker_status(PG_FUNCTION_ARGS)
 	int			used;
 	int			size;
 	pid_t		launcher;
-	Datum		values[17];
-	bool		nulls[17];
+	Datum		values[20];
+	bool		nulls[20];
 
 	shmem_require();
 	databases = palloc(sizeof(RosterDatabase) * otp_max_databases);
@@ -86,27 +87,63 @@ otp_worker_status(PG_FUNCTION_ARGS)
 			values[16] = CStringGetTextDatum(mine->last_error);
 			nulls[16] = false;
 		}
+
+		/* These are of memory that goes with the sender */
+		values[17] = Int32GetDatum(mine->report.following);
+		values[18] = Int64GetDatum((int64) mine->report.read_to);
+		nulls[17] = nulls[18] = mine->sender_pid == 0;
+		put_time(values, nulls, 19, mine->sender_pid != 0 ? mine->report.oldest_due : 0);
 	}
 	return verb_row(fcinfo, values, nulls);
 }
 
-/* Tell about the breakers of this database */
+/* Find an account's breaker of this database */
+static const RosterBreaker *
+find_breaker(const RosterBreaker *breakers, int n, int account_id)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (breakers[i].database == MyDatabaseId && breakers[i].account_id == account_id)
+			return &breakers[i];
+	}
+	return NULL;
+}
+
+/* Tell about the breakers of this database, and its receipts */
 Datum
 otp_breaker_status(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	static const char *const names[] = {"closed", "open", "half_open"};
 	RosterBreaker *breakers;
+	ReceiptCount *counts;
 	int			n;
+	int			ncounts;
 
 	shmem_require();
 	InitMaterializedSRF(fcinfo, 0);
-	breakers = palloc(sizeof(RosterBreaker) * MAX_BREAKERS);
+	breakers = palloc(sizeof(RosterBreaker) * MAX_BREAKERS * 2);
 	n = roster_breakers(breakers, MAX_BREAKERS);
+	counts = palloc(sizeof(ReceiptCount) * MAX_BREAKERS);
+	ncounts = receipt_counts(counts, MAX_BREAKERS);
+
+	/* An account whose receipts were counted, and no breaker: it is closed */
+	for (int i = 0; i < ncounts; i++)
+	{
+		if (find_breaker(breakers, n, counts[i].account_id) == NULL)
+		{
+			memset(&breakers[n], 0, sizeof(RosterBreaker));
+			breakers[n].database = MyDatabaseId;
+			breakers[n++].account_id = counts[i].account_id;
+		}
+	}
+
 	for (int i = 0; i < n; i++)
 	{
-		Datum		values[9];
-		bool		nulls[9] = {false};
+		Datum		values[12];
+		bool		nulls[12] = {false};
+		ReceiptCount none = {0};
+		const ReceiptCount *count = &none;
 
 		if (breakers[i].database != MyDatabaseId)
 			continue;
@@ -122,6 +159,14 @@ otp_breaker_status(PG_FUNCTION_ARGS)
 		put_time(values, nulls, 7, breakers[i].last_error_at);
 		values[8] = CStringGetTextDatum(breakers[i].last_error);
 		nulls[8] = breakers[i].last_error_at == 0;
+		for (int k = 0; k < ncounts; k++)
+		{
+			if (counts[k].account_id == breakers[i].account_id)
+				count = &counts[k];
+		}
+		values[9] = Int64GetDatum(count->taken);
+		values[10] = Int64GetDatum(count->refused);
+		put_time(values, nulls, 11, count->last_at);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

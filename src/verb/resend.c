@@ -13,6 +13,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "store/queue.h"
 #include "verb/verb.h"
 
 EXPORTED_FUNCTION(otp_resend);
@@ -135,6 +136,12 @@ otp_cancel(PG_FUNCTION_ARGS)
 	{
 		verification_set_canceled(&v, now);
 		canceled = true;
+		if (v.test_outcome == NULL)
+		{
+			queue_row(OUTBOX_CANCELED, &v.id, v.workspace_id, v.slot, OUTBOX_NUMBER_CANCELED,
+					  now + OUTBOX_PATIENCE_US, NULL);
+			wake_at_commit();
+		}
 	}
 	verb_end(&scope);
 

@@ -15,6 +15,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/code.h"
@@ -22,10 +23,14 @@
 #include "base/phone.h"
 #include "base/roster.h"
 #include "store/key.h"
+#include "store/template.h"
 #include "store/test_number.h"
 #include "verb/verb.h"
 
 EXPORTED_FUNCTION(otp_send);
+
+/* Most templates that a session is warned of: it keeps in mind which */
+#define MAX_WARNED 100
 
 /* The arguments of otp_send, in their order */
 enum
@@ -77,19 +82,72 @@ check_country(const Workspace *w, const char *phone)
 
 /* Require a usable template */
 static void
-check_template(const Workspace *w, const char *name, const char *language)
+check_template(const Workspace *w, const char *name, const char *language, const char *channel)
 {
-	switch (template_state(w->workspace_id, name, language))
+	TemplateState state = template_state(w->workspace_id, name, language);
+
+	/* SMS has words of its own: Meta's opinion does not matter there */
+	if (strcmp(channel, "sms") == 0 && state != TEMPLATE_ABSENT)
+		return;
+	switch (state)
 	{
-		case TEMPLATE_MISSING:
+		case TEMPLATE_ABSENT:
 			error_raise(OTP_TEMPLATE_NOT_FOUND, "there is no such template in this language",
 						"Add it to otp.templates, by workspace, name and language.", -1, NULL);
+		case TEMPLATE_MISSING:
+			error_raise(OTP_TEMPLATE_NOT_FOUND, "Meta does not have the template in this language",
+						"Create it by otp.create_template, or by hand and then call otp.sync_templates.", -1, NULL);
 		case TEMPLATE_NOT_APPROVED:
 			error_raise(OTP_TEMPLATE_NOT_FOUND, "the template is not approved by Meta",
 						"Its status is in otp.templates.", -1, NULL);
 		case TEMPLATE_USABLE:
 			break;
 	}
+}
+
+/* Is this the first time in this session? */
+static bool
+first_warning(const char *what)
+{
+	static List *warned = NIL;
+	MemoryContext old;
+	ListCell   *cell;
+
+	foreach(cell, warned)
+	{
+		if (strcmp(lfirst(cell), what) == 0)
+			return false;
+	}
+	if (list_length(warned) >= MAX_WARNED)
+		return false;
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	warned = lappend(warned, pstrdup(what));
+	MemoryContextSwitchTo(old);
+	return true;
+}
+
+/* Warn when the message will tell another life of the code than it has */
+static void
+warn_of_text(const Verification *v, int expires_in)
+{
+	int			minutes;
+	char	   *name;
+
+	if (strcmp(v->channel, "whatsapp") != 0)
+		return;
+	name = pstrdup(template_variant(v->workspace_id, v->template_name, v->language, expires_in, &minutes));
+	if (minutes == 0 || minutes == TEMPLATE_MINUTES(expires_in))
+		return;
+	if (!first_warning(psprintf("%d %s %s", v->workspace_id, v->language, v->template_name)))
+		return;
+	ereport(WARNING,
+			(errmsg_plural("the text of template \"%s\" says that the code expires in %d minute, but it lives for %d seconds",
+						   "the text of template \"%s\" says that the code expires in %d minutes, but it lives for %d seconds",
+						   minutes, name, minutes, expires_in),
+			 errhint("Create a variant by otp.create_template(..., code_expiration_minutes => %d, variant_of => %s).",
+					 TEMPLATE_MINUTES(expires_in), quote_literal_cstr(v->template_name)),
+			 errhidestmt(true),
+			 errhidecontext(true)));
 }
 
 /* Raise the error that a test number stands for */
@@ -240,7 +298,7 @@ otp_send(PG_FUNCTION_ARGS)
 	if (w->require_context && v.context == NULL)
 		error_invalid_argument("the workspace's policy asks for a context",
 							   "Say in the argument \"context\" what the code may be used for.");
-	check_template(w, v.template_name, v.language);
+	check_template(w, v.template_name, v.language, v.channel);
 
 	/* Time is the clock's: a long transaction must not stretch a code's life */
 	v.created_at = GetCurrentTimestamp();
@@ -290,6 +348,7 @@ otp_send(PG_FUNCTION_ARGS)
 		verification_queue(&v, 1, v.channel);
 		wake_at_commit();
 		warn_without_sender();
+		warn_of_text(&v, expires_in);
 	}
 
 	verb_end(&scope);

@@ -22,6 +22,7 @@
 #include "base/code.h"
 #include "base/keyring.h"
 #include "store/key.h"
+#include "store/queue.h"
 #include "verb/verb.h"
 
 EXPORTED_FUNCTION(otp_verify);
@@ -141,6 +142,14 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 	if (right)
 	{
 		verification_set_verified(v, attempts, now);
+
+		/* The sender forgets the code, and tells of this if we commit */
+		if (v->test_outcome == NULL)
+		{
+			queue_row(OUTBOX_VERIFIED, &v->id, v->workspace_id, v->slot, OUTBOX_NUMBER_OTHER,
+					  now + OUTBOX_PATIENCE_US, NULL);
+			wake_at_commit();
+		}
 		answer->error = OTP_OK;
 		answer->verified_at = now;
 		answer->attempts_remaining = v->max_attempts - attempts;

@@ -176,6 +176,17 @@ open_secrets(Account *a, const RouteAccount *row)
 	return secrets;
 }
 
+/* What the account's receipts come from */
+const char *
+account_own_number(const Account *a)
+{
+	const char *own = channel_string(a->provider.settings, "phone_number_id");
+
+	if (own == NULL)
+		own = channel_string(a->provider.settings, "account_sid");
+	return own != NULL ? own : "";
+}
+
 /* Take over a row */
 static void
 take_account(Account *a, const RouteAccount *row)
@@ -199,6 +210,8 @@ take_account(Account *a, const RouteAccount *row)
 	MemoryContextSwitchTo(old);
 
 	a->provider.settings = parse_json(row->settings);
+	a->armed = row->receipts_from != NULL && a->provider.settings != NULL &&
+		strcmp(row->receipts_from, account_own_number(a)) == 0;
 	if (a->provider.settings == NULL)
 		a->problem = "the account's settings cannot be read";
 	else
@@ -537,6 +550,57 @@ slow_down(Account *a, const Judgement *j, TimestampTz started_at, TimestampTz no
 	a->next_start = a->hold_until;
 }
 
+/* Note what the account's trouble is */
+static void
+note_trouble(Account *a, const Judgement *j, TimestampTz now)
+{
+	a->breaker.failures++;
+	a->breaker.http_status = j->http_status;
+	a->breaker.provider_code = j->provider_code;
+	a->breaker.last_error_at = now;
+	strlcpy(a->breaker.last_error, j->detail, ROSTER_ERROR_SIZE);
+
+	/* cut within a character? */
+	for (int i = (int) strlen(a->breaker.last_error); i-- > 0 && (unsigned char) a->breaker.last_error[i] >= 0x80;)
+		a->breaker.last_error[i] = '\0';
+}
+
+/* Take in a receipt */
+void
+account_receipt_judged(Account *a, const Judgement *j, TimestampTz now)
+{
+	/*
+	 * A receipt is about what was sent a while ago: it opens a breaker, and
+	 * changes nothing about one that is open. Outages show in answers.
+	 */
+	if (j->verdict == VERDICT_ACCOUNT && !j->sender_refused && a->breaker.state == BREAKER_CLOSED)
+	{
+		note_trouble(a, j, now);
+		open_breaker(a, true, j->min_delay_ms, now);
+		roster_breaker_set(&a->breaker);
+	}
+	else if (j->overloaded)
+		slow_down(a, j, now, now);
+}
+
+/* Take in a restriction, or its end */
+void
+account_restrict(Account *a, const char *why, TimestampTz now)
+{
+	Judgement	j;
+
+	if (why == NULL)
+	{
+		close_breaker(a, now);
+		return;
+	}
+	memset(&j, 0, sizeof(j));
+	strlcpy(j.detail, why, sizeof(j.detail));
+	note_trouble(a, &j, now);
+	open_breaker(a, true, REFUSED_DELAY_MAX_MS, now);
+	roster_breaker_set(&a->breaker);
+}
+
 /* Take in an answer */
 void
 account_judged(Account *a, Owed *o, const Judgement *j, TimestampTz now)
@@ -547,15 +611,7 @@ account_judged(Account *a, Owed *o, const Judgement *j, TimestampTz now)
 	take_out(a, o);
 	if (refused || j->down)
 	{
-		a->breaker.failures++;
-		a->breaker.http_status = j->http_status;
-		a->breaker.provider_code = j->provider_code;
-		a->breaker.last_error_at = now;
-		strlcpy(a->breaker.last_error, j->detail, ROSTER_ERROR_SIZE);
-
-		/* cut within a character? */
-		for (int i = (int) strlen(a->breaker.last_error); i-- > 0 && (unsigned char) a->breaker.last_error[i] >= 0x80;)
-			a->breaker.last_error[i] = '\0';
+		note_trouble(a, j, now);
 
 		/* Late news from before it opened says nothing new */
 		if (probe || (a->breaker.state == BREAKER_CLOSED &&

@@ -36,7 +36,10 @@
 #include "base/guc.h"
 #include "base/ledger.h"
 #include "base/owner.h"
+#include "worker/job.h"
 #include "worker/sender.h"
+#include "worker/upkeep.h"
+#include "worker/webhook.h"
 #include "worker/worker.h"
 
 /*
@@ -82,8 +85,15 @@
 
 Sender		sender;
 
+/* Of otp.max_in_flight, this part may be webhooks and jobs. */
+#define ASIDE_SHARE 4
+
 static TimestampTz next_write_back;
 static TimestampTz next_clear;
+static TimestampTz next_webhooks;
+static TimestampTz next_jobs;
+static TimestampTz next_retention;
+static TimestampTz next_rollup;
 static WaitEventSet *wait_set;
 static uint32 wait_event;
 
@@ -91,10 +101,15 @@ static uint32 wait_event;
 static bool
 must_settle(TimestampTz now)
 {
-	if (sender.finishing == 0)
+	if (!settle_pending())
 		return false;
-	return sender.errors > 0 || sender.finishing >= SETTLE_WITH ||
-		dlist_container(Owed, node, dlist_head_node(&sender.finished))->ended_at + SETTLE_DELAY_US <= now;
+	if (sender.errors > 0 || sender.finishing + sender.nnotes >= SETTLE_WITH || receipts_pending())
+		return true;
+	if (sender.finishing > 0 &&
+		dlist_container(Owed, node, dlist_head_node(&sender.finished))->ended_at + SETTLE_DELAY_US <= now)
+		return true;
+	return sender.nnotes > 0 &&
+		dlist_container(OtherRow, node, dlist_head_node(&sender.notes))->row.due_at + SETTLE_DELAY_US <= now;
 }
 
 /* ---- the network ---- */
@@ -154,7 +169,18 @@ work_on_network(void)
 	{
 		if (now == 0)
 			now = GetCurrentTimestamp();
-		judge_response(response, now);
+		switch (*(RequestKind *) response->owner)
+		{
+			case REQUEST_MESSAGE:
+				judge_response(response, now);
+				break;
+			case REQUEST_WEBHOOK:
+				webhooks_judge(response, now);
+				break;
+			case REQUEST_JOB:
+				jobs_judge(response, now);
+				break;
+		}
 		http_response_free(response);
 	}
 	MemoryContextSwitchTo(old);
@@ -184,6 +210,27 @@ free_slots(TimestampTz now, TimestampTz *until)
 		young++;
 	}
 	return Max(0, Min(YOUNG_MAX - young, sender.max_in_flight - sender.flying));
+}
+
+/* Do what comes behind the codes; gives when there is more to do */
+static TimestampTz
+work_aside(TimestampTz now)
+{
+	int			slots = Min(sender.max_in_flight - sender.flying, sender.max_in_flight / ASIDE_SHARE + 1) -
+	webhooks_in_flight() - jobs_in_flight();
+
+	if (otp_delivery)
+	{
+		if (now >= next_webhooks || webhooks_pending(now))
+			next_webhooks = webhooks_turn(Max(slots, 0), now);
+		if (now >= next_jobs || jobs_pending(now))
+			next_jobs = jobs_turn(Max(slots, 0), now);
+	}
+	if (now >= next_retention)
+		next_retention = retention_turn(now);
+	if (now >= next_rollup)
+		next_rollup = rollup_turn(now);
+	return Min(Min(next_retention, next_rollup), otp_delivery ? Min(next_webhooks, next_jobs) : next_rollup);
 }
 
 /* ---- start and end ---- */
@@ -258,6 +305,7 @@ init_sender(Oid database)
 	sender.turn_context = AllocSetContextCreate(TopMemoryContext, "otp turn",
 												ALLOCSET_DEFAULT_SIZES);
 	accounts_init();
+	receipts_init();
 	limit_in_flight();
 
 	http_options(&options);
@@ -293,9 +341,14 @@ report_figures(void)
 
 	report.last_turn = GetCurrentTimestamp();
 	report.waiting = sender.waiting;
-	report.next_due = owed_next_due();
+	report.following = sender.following;
+	report.oldest_due = owed_next_due();
+	report.read_to = sender.position.xid;
+	report.next_due = follow_next_due();
+	if (report.next_due == 0 || (report.oldest_due != 0 && report.oldest_due < report.next_due))
+		report.next_due = report.oldest_due;
 	report.in_flight = sender.flying;
-	report.backlog = sender.look || sender.finishing > 0 || !dlist_is_empty(&sender.crowded);
+	report.backlog = sender.look || settle_pending() || !dlist_is_empty(&sender.crowded);
 	report.accepted = sender.accepted;
 	report.retried = sender.retried;
 	report.failed = sender.failed;
@@ -406,6 +459,7 @@ leave(bool yield)
 			pg_usleep(LOCKED_LOOK_MS * 1000L);
 	}
 
+	webhooks_leave();
 	write_back_at_exit();
 	report_figures();
 }
@@ -451,6 +505,7 @@ otp_sender_main(Datum arg)
 		TimestampTz now;
 		TimestampTz wait_until;
 		TimestampTz slots_free_at;
+		TimestampTz aside_at;
 		RosterRequest request;
 		int			slots;
 		TimestampTz next_due;
@@ -477,6 +532,8 @@ otp_sender_main(Datum arg)
 		if (roster_take_wake())
 			sender.look = true;
 		now = GetCurrentTimestamp();
+		if (otp_delivery)
+			follow_due(now);
 		slots = otp_delivery ? free_slots(now, &slots_free_at) : 0;
 		if (slots > 0 && now >= sender.no_turn_before)
 			owed_release_crowds(now);
@@ -485,7 +542,7 @@ otp_sender_main(Datum arg)
 			sender.look = true;
 		claim = sender.look && slots > 0;
 		settle = !claim || must_settle(now);
-		if ((claim || sender.finishing > 0) && now >= sender.no_turn_before)
+		if ((claim || settle_pending()) && now >= sender.no_turn_before)
 		{
 			pgstat_report_activity(STATE_RUNNING, "sending");
 			if (turn_run(claim ? slots : 0, settle) == TURN_ABSENT)
@@ -501,8 +558,10 @@ otp_sender_main(Datum arg)
 
 			/* What was started goes out now */
 			work_on_network();
+			events_notify();
 			now = GetCurrentTimestamp();
 		}
+		aside_at = now >= sender.no_turn_before ? work_aside(now) : sender.no_turn_before;
 
 		if (now >= next_write_back)
 		{
@@ -519,9 +578,12 @@ otp_sender_main(Datum arg)
 		report_figures();
 
 		/* How long may we sleep? */
-		wait_until = Min(next_write_back, next_clear);
+		wait_until = Min(Min(next_write_back, next_clear), aside_at);
 		if (otp_delivery)
 		{
+			next_due = follow_next_due();
+			if (next_due != 0 && sender.caught_up)
+				wait_until = Min(wait_until, next_due);
 			slots = free_slots(now, &slots_free_at);
 			if (slots > 0)
 			{
@@ -535,7 +597,9 @@ otp_sender_main(Datum arg)
 			else if (slots_free_at != 0 && sender.flying < sender.max_in_flight)
 				wait_until = Min(wait_until, slots_free_at);
 		}
-		if (sender.finishing > 0)
+		if (settle_pending())
+			wait_until = Min(wait_until, sender.no_turn_before);
+		if (otp_delivery && (webhooks_pending(now) || jobs_pending(now)))
 			wait_until = Min(wait_until, sender.no_turn_before);
 		if (wait_until > now)
 			wait_for_events(wait_until);

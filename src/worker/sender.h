@@ -6,6 +6,8 @@
  * sender.c turns the loop, sender_turn.c runs its transactions: in them,
  * sender_claim.c takes what is due and sender_settle.c writes down what came
  * of it, as sender_judge.c has decided. owed.c holds the messages in memory;
+ * follow.c waits with those that were accepted for the end of their
+ * verifications, and receipt.c takes in what providers tell of them.
  * account.c knows the provider accounts and their breakers.
  *
  *-------------------------------------------------------------------------
@@ -20,8 +22,21 @@
 #include "base/http.h"
 #include "base/roster.h"
 #include "channel/channel.h"
+#include "store/message.h"
 #include "store/outbox.h"
 #include "store/route.h"
+#include "worker/event.h"
+
+/* ---- requests ---- */
+
+/* Whose a request is: the first member of every owner that the HTTP client hands back */
+typedef enum RequestKind
+{
+	REQUEST_MESSAGE,			/* an Owed: its message, or a question about
+								 * it */
+	REQUEST_WEBHOOK,
+	REQUEST_JOB
+} RequestKind;
 
 /* ---- accounts (account.c) ---- */
 
@@ -30,6 +45,8 @@ typedef struct Account
 	int32		account_id;		/* hash key */
 	uint32		generation;		/* of the configuration it was checked against */
 	bool		gone;
+	bool		armed;			/* its receipts come: silence means something */
+	bool		arming;			/* to be noted that they do */
 	const char *problem;		/* why it cannot be used, or NULL */
 	bool		problem_passes; /* waiting may help: the key file */
 	char		reported[ROSTER_ERROR_SIZE];	/* the problem that was logged */
@@ -108,6 +125,15 @@ extern bool account_blocked(const Account *a, TimestampTz now, TimestampTz *unti
 /* Take in what an account has answered to a message. */
 extern void account_judged(Account *a, Owed *o, const Judgement *j, TimestampTz now);
 
+/* The sending number or account that its receipts name; "" when it has none. */
+extern const char *account_own_number(const Account *a);
+
+/* Take in what a receipt says of the account itself. */
+extern void account_receipt_judged(Account *a, const Judgement *j, TimestampTz now);
+
+/* The provider restricts the account, or (NULL) does so no more. */
+extern void account_restrict(Account *a, const char *why, TimestampTz now);
+
 /* Is any breaker not closed? Then changes of the configuration matter. */
 extern bool accounts_troubled(void);
 
@@ -119,16 +145,35 @@ typedef enum OwedEnd
 	END_NONE,
 	END_DROP,					/* nothing is owed any more */
 	END_SENT,
-	END_FAILED,					/* for good */
+	END_FAILED,					/* for good: so is the verification */
+	END_KEEP,					/* for good, but another message stands */
 	END_RETRY,
-	END_FALLBACK				/* the same code by SMS */
+	END_FALLBACK,				/* the same code by SMS */
+	END_EXPIRED,				/* nobody has verified it in time */
+	END_USED_UP					/* too many wrong guesses */
 } OwedEnd;
 
-/* A row of the outbox in the sender's memory */
+/* Where a row is in memory */
+typedef enum OwedPlace
+{
+	OWED_NOWHERE,				/* just being decided on */
+	OWED_WAITS,					/* to be handed to the provider: in heap */
+	OWED_CROWDED,				/* the same, in its account's crowd */
+	OWED_FLIES,
+	OWED_FINISHED,
+	OWED_FOLLOWED				/* until its verification ends: in followed */
+} OwedPlace;
+
+typedef struct ReceiptItem ReceiptItem;
+
+/* A message's row of the outbox in the sender's memory */
 struct Owed
 {
+	RequestKind kind;			/* first: see there */
+	OwedPlace	place;
 	pairingheap_node waiting;	/* by row.due_at */
 	dlist_node	node;			/* of in_flight, finished or a crowd */
+	Owed	   *same;			/* the next row of the same verification */
 	OutboxRow	row;
 	int32		account_id;		/* in flight with it, or waits for it */
 	bool		fresh;			/* read in this turn */
@@ -140,13 +185,28 @@ struct Owed
 	bool		fallback_sms;
 	bool		own_sender;		/* the SMS names a sender other than the
 								 * account's */
+	bool		accepted;		/* by the provider */
+	bool		delivered;		/* some message of the verification was */
+	bool		told;			/* its provider has said its last word */
+	bool		waited;			/* has waited for fallback_after */
+	bool		asking;			/* what flies, or is to, is a question */
+	bool		over;			/* while it flies or is written: the
+								 * verification has ended */
+	bool		gone;			/* its row is being deleted */
+	OwedEnd		after;			/* while a question flies: what has come in
+								 * between */
 	TimestampTz started_at;
+	TimestampTz accepted_at;
+	TimestampTz asked_at;
+	ReceiptItem *early;			/* receipts that came too early */
 
 	/* what came of it, until that is written */
 	OwedEnd		end;
 	bool		tried;			/* a request was made */
 	bool		record;			/* otp.messages gets to know */
 	bool		unknown;		/* nobody knows whether it was sent */
+	bool		again;			/* was accepted, and is sent once more */
+	bool		late;			/* not delivered in time */
 	TimestampTz ended_at;
 	TimestampTz retry_at;
 	int			http_status;
@@ -156,6 +216,14 @@ struct Owed
 	const char *reason;
 };
 
+/* A row of the outbox that is no message */
+typedef struct OtherRow
+{
+	dlist_node	node;
+	OutboxRow	row;
+	char	   *payload;		/* of a job, in the turn's memory */
+} OtherRow;
+
 /* One item of a claim, until the transaction has ended */
 typedef enum ClaimDecision
 {
@@ -163,6 +231,7 @@ typedef enum ClaimDecision
 	CLAIM_IGNORE,				/* another server's */
 	CLAIM_WAIT,
 	CLAIM_CROWD,
+	CLAIM_FOLLOW,				/* nothing to send, or not now */
 	CLAIM_END,					/* as the outcome says */
 	CLAIM_START
 } ClaimDecision;
@@ -187,9 +256,12 @@ typedef struct Sender
 	OutboxPosition position;
 	OutboxPosition next_position;
 	bool		caught_up;		/* the queue has been read to its end once */
+	bool		foreign;		/* there were rows of other servers in it */
 
 	pairingheap heap;			/* what waits, by due_at */
 	int			waiting;		/* there and in crowds */
+	pairingheap followed;		/* what is followed, by due_at */
+	int			following;
 	dlist_head	crowded;		/* accounts with a crowd */
 	dlist_head	in_flight;		/* by start */
 	int			flying;
@@ -199,12 +271,18 @@ typedef struct Sender
 	/* the claim of this turn */
 	ClaimItem  *items;
 	int			nitems;
+	OtherRow  **taken;			/* rows that are no messages */
+	int			ntaken;
 	bool		more;			/* the queue may hold further rows */
 	XLogRecPtr	flush_lsn;		/* to be on disk before anything is sent */
 
 	/* the settle of this turn */
 	int			settling;
 	OutboxRow  *updated;		/* new values of rows that stay, in order */
+	MessageEnd *ends;			/* how those stand whose time is up, in order */
+	dlist_head	notes;			/* ends that are to be told */
+	int			nnotes;
+	int			noting;			/* of those, in this turn */
 
 	bool		look;			/* there may be something to claim */
 	TimestampTz next_look;
@@ -235,8 +313,64 @@ extern void owed_release_held(int32 account_id, TimestampTz now);
 extern void owed_crowd(Owed *o);
 extern void owed_release_crowds(TimestampTz now);
 
+/* The rows of a verification, linked by "same"; NULL when there is none. */
+extern Owed *owed_find(const pg_uuid_t *id);
+
+/* The workspace of a verification that has rows, or had some not long ago; 0: unknown. */
+extern int32 owed_workspace(const pg_uuid_t *id);
+
+/* Forget those that had rows a long time ago; to be called now and then. */
+extern void owed_forget(TimestampTz now);
+
+/* Is there a later message of the same verification? */
+extern bool owed_is_newest(const Owed *o);
+
+/* Take a row out of the heap, crowd or followed ones that it is in. */
+extern void owed_take_out(Owed *o);
+
 /* Note what came of a message: it will be written by the next settle. */
 extern void owed_finish(Owed *o, OwedEnd end, TimestampTz now);
+
+/*
+ * Its verification has ended, or another message is in its place: nothing is
+ * owed any more, as soon as it is not in flight.
+ */
+extern void owed_drop(Owed *o, TimestampTz now);
+
+/* Following (follow.c) */
+extern void follow(Owed *o, TimestampTz now);
+extern void follow_until(Owed *o, TimestampTz due_at);
+extern TimestampTz follow_next_due(void);
+
+/* Do what is due of those that are followed; outside of transactions. */
+extern void follow_due(TimestampTz now);
+
+/* Receipts (receipt.c) */
+extern void receipts_init(void);
+
+/* Take a row over; after a claim's commit. */
+extern void receipts_take(const OutboxRow *row);
+
+/* Are there any to be written? */
+extern bool receipts_pending(void);
+
+/* One that was early can be looked at now. */
+extern void receipts_release(Owed *o);
+extern void receipts_drop(Owed *o);
+
+/* What a provider has answered to a question. */
+extern void receipts_answer(Owed *o, const Receipt *receipt);
+
+/*
+ * Write some, in the settling transaction, which may finish messages that are
+ * followed; gives events, and the rows of those that are done. careful: one.
+ */
+extern void receipts_write(bool careful, Event *events, int *nevents, OutboxRow **deleted, int *ndeleted);
+extern void receipts_done(TimestampTz now);
+extern void receipts_undo(bool blame);
+
+/* Most receipts and rows that one settle writes */
+#define RECEIPT_BATCH 256
 
 /* ---- transactions (sender_turn.c) ---- */
 
@@ -246,6 +380,14 @@ typedef enum TurnStart
 	TURN_LOCKED,				/* somebody is about to drop or move the queue */
 	TURN_ABSENT					/* the extension is not there */
 } TurnStart;
+
+/*
+ * Run a piece of work in a short transaction, with SPI, the owner's scope and
+ * an active snapshot: false when it failed, or could not begin. Raises
+ * nothing; the error has been logged, and *absent set when the extension is
+ * not there (it may be NULL).
+ */
+extern bool turn_do(void (*work) (void *arg), void *arg, bool *absent);
 
 /*
  * Write what has finished, if settle is set, and claim up to so many messages
@@ -267,12 +409,24 @@ extern void claim_undo(bool blame, const char *why, TimestampTz now);
 /* sender_settle.c */
 extern void settle_write(void);
 extern void settle_done(TimestampTz now);
-extern void settle_undo(void);
+extern void settle_undo(bool blame);
+
+/* Is there anything to write, and since when? */
+extern bool settle_pending(void);
 
 /* sender_judge.c */
 extern void judge_response(const HttpResponse *response, TimestampTz now);
 extern void judge_abandoned(Owed *o, TimestampTz now);
 extern bool judge_can_fall_back(const Owed *o, TimestampTz now);
+
+/*
+ * What follows from a receipt of failure, for a message that is followed: it
+ * is finished, or, with another message standing, goes on being followed.
+ */
+extern void judge_failed(Owed *o, const Judgement *j, bool another_stands, TimestampTz now);
+
+/* A receipt proves that the provider has taken a message that waits. */
+extern void judge_proven(Owed *o, int32 account_id, const char *message_id, TimestampTz now);
 
 /* The latest time that a message can wait for: later, SMS is better, or nothing. */
 extern TimestampTz judge_latest(const Owed *o, TimestampTz now);

@@ -26,6 +26,8 @@
 #include "base/keyring.h"
 #include "base/ulid.h"
 #include "store/message.h"
+#include "store/template.h"
+#include "worker/job.h"
 #include "worker/sender.h"
 
 /* How long a provider may take to answer: people wait for the code. */
@@ -102,6 +104,21 @@ decide_unavailable(ClaimItem *item, Account *a, const char *why,
 	}
 }
 
+/* Decide: its verification has ended, or will before it can be sent */
+static void
+decide_over(ClaimItem *item, const MessageSource *source)
+{
+	/* Should somebody have shortened its life */
+	if (source->found)
+		item->owed->row.expires_at = Min(item->owed->row.expires_at, source->expires_at);
+	if (source->found && source->used_up && owed_is_newest(item->owed))
+		decide_end(item, END_USED_UP);
+	else if (!source->found || source->ended)
+		decide_end(item, END_DROP);
+	else
+		item->decision = CLAIM_FOLLOW;
+}
+
 /* Take rows whose time has come out of memory */
 static void
 take_waiting(int limit, TimestampTz now)
@@ -116,7 +133,7 @@ take_waiting(int limit, TimestampTz now)
 
 		owed_unhold(o);
 		if (o->row.expires_at - now < MIN_LIFE_US)
-			decide_end(item, END_DROP);
+			item->decision = CLAIM_FOLLOW;
 		else if (held)
 		{
 			Account    *a = account_get(o->account_id, now);
@@ -130,6 +147,18 @@ take_waiting(int limit, TimestampTz now)
 			}
 		}
 	}
+}
+
+/* Take over a row that is no message */
+static void
+take_other(const OutboxRow *row)
+{
+	OtherRow   *note = palloc0(sizeof(OtherRow));
+
+	note->row = *row;
+	if (row->kind == OUTBOX_JOB)
+		note->payload = outbox_payload(row);
+	sender.taken[sender.ntaken++] = note;
 }
 
 /* Read new rows of the queue */
@@ -146,19 +175,28 @@ take_new(int limit, TimestampTz now)
 	now = GetCurrentTimestamp();
 	for (int i = 0; i < n; i++)
 	{
-		Owed	   *o = owed_new(&rows[i]);
-		ClaimItem  *item = add_item(o);
+		Owed	   *o;
+		ClaimItem  *item;
 
+		if (rows[i].kind != OUTBOX_MESSAGE)
+		{
+			if (rows[i].origin == origin)
+				take_other(&rows[i]);
+			else
+				sender.foreign = true;
+			continue;
+		}
+
+		o = owed_new(&rows[i]);
+		item = add_item(o);
 		o->fresh = true;
 		if (o->row.origin != origin)
+		{
 			item->decision = CLAIM_IGNORE;
-		else if (o->row.expires_at - now < MIN_LIFE_US)
-			decide_end(item, END_DROP);
+			sender.foreign = true;
+		}
 		else
 		{
-			if (o->row.due_at > now)
-				decide_wait(item, o->row.due_at);
-
 			/*
 			 * Queued with synchronous_commit off, it may be gone after a
 			 * crash: it must be on disk before anybody hears of it. Zero for
@@ -198,12 +236,19 @@ choose_account(ClaimItem *item, const MessageSource *source, TimestampTz now, Ac
 	TimestampTz until;
 	TimestampTz latest;
 
+	o->fallback_sms = source->fallback_sms;
 	if (!source->found || source->ended || source->expires_at - now < MIN_LIFE_US)
+	{
+		decide_over(item, source);
+		return false;
+	}
+
+	/* Its phone was forgotten: what is there is no number any more */
+	if (source->phone[0] != '+')
 	{
 		decide_end(item, END_DROP);
 		return false;
 	}
-	o->fallback_sms = source->fallback_sms;
 
 	route = account_route(o->row.workspace_id);
 	account_id = route == NULL ? 0 : o->row.sms ? route->sms_account : route->whatsapp_account;
@@ -247,6 +292,43 @@ choose_account(ClaimItem *item, const MessageSource *source, TimestampTz now, Ac
 	return true;
 }
 
+/* Make a request ready to start */
+static void
+finish_request(ClaimItem *item, TimestampTz now)
+{
+	Owed	   *o = item->owed;
+
+	item->request.timeout_ms = Min(REQUEST_TIMEOUT_MS, (o->row.expires_at - now) / 1000 + 1);
+	item->request.owner = o;
+
+	/* Plain http is for tests, and whoever allows it means this one address */
+	item->request.allow_insecure = otp_allow_insecure_http &&
+		strncmp(item->request.url, "http://", 7) == 0;
+	item->decision = CLAIM_START;
+}
+
+/* Make the question what became of a message */
+static void
+build_question(ClaimItem *item, const char *message_id, TimestampTz now)
+{
+	Owed	   *o = item->owed;
+	Account    *a = account_get(o->account_id, now);
+	const Channel *channel = a != NULL ? channel_for(o->row.sms ? "sms" : "whatsapp", a->provider.provider) : NULL;
+	char		error[HTTP_ERROR_SIZE];
+	TimestampTz until;
+
+	/* Not now is soon enough: it is asked again */
+	item->decision = CLAIM_FOLLOW;
+	if (message_id == NULL || channel == NULL || channel->ask == NULL || a->breaker.state != BREAKER_CLOSED ||
+		account_admit(a, o, now, now, &until) != ADMIT_START)
+		return;
+	memset(&item->request, 0, sizeof(item->request));
+	if (channel->ask(&a->provider, message_id, &item->request, error, sizeof(error)))
+		finish_request(item, now);
+	else
+		account_dismiss(o, now);
+}
+
 /* Make the request */
 static void
 build_request(ClaimItem *item, const MessageSource *source, Account *a, TimestampTz now)
@@ -271,6 +353,13 @@ build_request(ClaimItem *item, const MessageSource *source, Account *a, Timestam
 	message.template = source->template_name;
 	message.language = source->language;
 	message.expires_in = (int) ((source->expires_at - now) / USECS_PER_SEC);
+	if (!o->row.sms)
+	{
+		int64		life = source->expires_at - source->created_at + USECS_PER_SEC / 2;
+
+		message.template = template_variant(o->row.workspace_id, source->template_name, source->language,
+											(int) (life / USECS_PER_SEC), NULL);
+	}
 	if (o->row.sms)
 	{
 		const Route *route = account_route(o->row.workspace_id);
@@ -301,13 +390,92 @@ build_request(ClaimItem *item, const MessageSource *source, Account *a, Timestam
 		decide_unavailable(item, a, why, 0, true, now);
 		return;
 	}
-	item->request.timeout_ms = Min(REQUEST_TIMEOUT_MS, (o->row.expires_at - now) / 1000 + 1);
-	item->request.owner = o;
+	finish_request(item, now);
+}
 
-	/* Plain http is for tests, and whoever allows it means this one address */
-	item->request.allow_insecure = otp_allow_insecure_http &&
-		strncmp(item->request.url, "http://", 7) == 0;
-	item->decision = CLAIM_START;
+/* Take up messages where the sender before has left them */
+static void
+take_up(ClaimItem **items, const MessageKey *keys, const MessageSource *sources, int n, TimestampTz now)
+{
+	MessageRecord *records;
+	int			nrecords = message_load_states(keys, n, (Datum) 0, &records);
+	bool	   *over = palloc0(n * sizeof(bool));
+
+	for (int i = 0; i < nrecords; i++)
+	{
+		const MessageRecord *m = &records[i];
+		ClaimItem  *item = items[m->key];
+		Owed	   *o = item->owed;
+
+		if (m->delivered_at != 0)
+			o->delivered = true;
+
+		/* Taken by the provider, or refused for good while another one stands */
+		if (m->number == o->row.number && (m->sent_at != 0 || m->failed_at != 0))
+		{
+			over[m->key] = true;
+			o->accepted = m->sent_at != 0;
+			o->accepted_at = m->sent_at;
+			o->account_id = m->account_id;
+			o->told = m->delivered_at != 0 || m->failed_at != 0;
+			o->row.tries++;
+		}
+
+		/* The SMS in place of what was delivered after all */
+		if (m->delivered_at != 0 && m->number + 1 == o->row.number && m->number % 2 == 1 &&
+			item->decision == CLAIM_UNDECIDED)
+			item->decision = CLAIM_FOLLOW;
+	}
+	for (int i = 0; i < n; i++)
+	{
+		Owed	   *o = items[i]->owed;
+
+		o->fallback_sms = sources[i].fallback_sms;
+		(void) account_route(o->row.workspace_id);
+		if (!over[i])
+			continue;
+		if (o->account_id != 0)
+			(void) account_get(o->account_id, now);
+		if (!sources[i].found || sources[i].ended)
+			decide_over(items[i], &sources[i]);
+		else
+			items[i]->decision = CLAIM_FOLLOW;
+	}
+}
+
+/* Decide on the questions */
+static void
+decide_questions(TimestampTz now)
+{
+	ClaimItem **items = palloc(sender.nitems * sizeof(ClaimItem *));
+	MessageKey *keys = palloc(sender.nitems * sizeof(MessageKey));
+	char	  **message_ids = palloc0(sender.nitems * sizeof(char *));
+	MessageRecord *records;
+	int			nrecords;
+	int			n = 0;
+
+	for (int i = 0; i < sender.nitems; i++)
+	{
+		Owed	   *o = sender.items[i].owed;
+
+		if (sender.items[i].decision != CLAIM_UNDECIDED || !o->asking)
+			continue;
+		items[n] = &sender.items[i];
+		keys[n].workspace_id = o->row.workspace_id;
+		keys[n].slot = o->row.slot;
+		keys[n].id = o->row.id;
+		n++;
+	}
+	if (n == 0)
+		return;
+	nrecords = message_load_states(keys, n, (Datum) 0, &records);
+	for (int i = 0; i < nrecords; i++)
+	{
+		if (records[i].number == items[records[i].key]->owed->row.number)
+			message_ids[records[i].key] = records[i].message_id;
+	}
+	for (int i = 0; i < n; i++)
+		build_question(items[i], message_ids[i], now);
 }
 
 /* Decide what to do with what was taken */
@@ -326,7 +494,7 @@ decide_items(TimestampTz now)
 	{
 		Owed	   *o = sender.items[i].owed;
 
-		if (sender.items[i].decision != CLAIM_UNDECIDED)
+		if (sender.items[i].decision != CLAIM_UNDECIDED || o->asking)
 			continue;
 		items[n] = &sender.items[i];
 		keys[n].workspace_id = o->row.workspace_id;
@@ -341,9 +509,26 @@ decide_items(TimestampTz now)
 	accounts = palloc0(n * sizeof(Account *));
 	texts = palloc0(n * sizeof(bool));
 	message_load(keys, sources, n);
+
+	/* What was queued since we came has been handed to nobody */
+	if (!sender.caught_up)
+		take_up(items, keys, sources, n, now);
 	for (int i = 0; i < n; i++)
 	{
-		if (choose_account(items[i], &sources[i], now, &accounts[i]) && items[i]->owed->row.sms)
+		if (items[i]->decision != CLAIM_UNDECIDED)
+			continue;
+
+		/* The sender before may have set a time */
+		if (items[i]->owed->fresh && items[i]->owed->row.due_at > now)
+			decide_wait(items[i], items[i]->owed->row.due_at);
+
+		/*
+		 * Or sent it, and died: a receipt that stands behind it in the queue
+		 * says so. The queue is read to its end first.
+		 */
+		else if (!sender.caught_up)
+			decide_wait(items[i], now);
+		else if (choose_account(items[i], &sources[i], now, &accounts[i]) && items[i]->owed->row.sms)
 		{
 			texts[i] = true;
 			ntexts++;
@@ -364,9 +549,12 @@ claim_take(int limit, TimestampTz now)
 {
 	MemoryContext old = MemoryContextSwitchTo(sender.turn_context);
 
-	limit = Min(limit, OUTBOX_BATCH);
+	/* The first reading starts nothing */
+	limit = sender.caught_up || sender.careful ? Min(limit, OUTBOX_BATCH) : OUTBOX_BATCH;
 	sender.items = palloc(limit * sizeof(ClaimItem));
 	sender.nitems = 0;
+	sender.taken = palloc(OUTBOX_BATCH * sizeof(OtherRow *));
+	sender.ntaken = 0;
 	sender.more = false;
 	sender.flush_lsn = InvalidXLogRecPtr;
 	outbox_copy_position(&sender.next_position, &sender.position);
@@ -374,14 +562,61 @@ claim_take(int limit, TimestampTz now)
 	/* The position and the rows must be of one snapshot */
 	PushActiveSnapshot(GetTransactionSnapshot());
 	accounts_refresh();
-	take_waiting(limit, now);
+	if (sender.caught_up)
+		take_waiting(limit, now);
 	if (sender.nitems < limit)
 		take_new(limit, now);
 	else
 		sender.more = true;
+	decide_questions(now);
 	decide_items(now);
 	PopActiveSnapshot();
 	MemoryContextSwitchTo(old);
+}
+
+/* Hand over the rows that are no messages */
+static void
+hand_over(TimestampTz now)
+{
+	for (int i = 0; i < sender.ntaken; i++)
+	{
+		const OutboxRow *row = &sender.taken[i]->row;
+		OtherRow   *note;
+
+		switch (row->kind)
+		{
+			case OUTBOX_VERIFIED:
+			case OUTBOX_CANCELED:
+				note = MemoryContextAlloc(TopMemoryContext, sizeof(OtherRow));
+				note->row = *row;
+				dlist_push_tail(&sender.notes, &note->node);
+				sender.nnotes++;
+				for (Owed *o = owed_find(&row->id); o != NULL; o = o->same)
+					owed_drop(o, now);
+				break;
+			case OUTBOX_RECEIPTS:
+				receipts_take(row);
+				break;
+			case OUTBOX_JOB:
+				jobs_take(row, sender.taken[i]->payload);
+				break;
+			case OUTBOX_MESSAGE:
+				break;
+		}
+	}
+	sender.ntaken = 0;
+	sender.taken = NULL;
+}
+
+/* A resend takes the place of the messages before it that are followed */
+static void
+supersede(const Owed *newer, TimestampTz now)
+{
+	for (Owed *o = owed_find(&newer->row.id); o != NULL; o = o->same)
+	{
+		if (o->row.number < newer->row.number && o->place == OWED_FOLLOWED)
+			owed_drop(o, now);
+	}
 }
 
 /* Carry out what was decided */
@@ -400,9 +635,19 @@ claim_done(TimestampTz now)
 		ClaimItem  *item = &sender.items[i];
 		Owed	   *o = item->owed;
 
+		if (o->fresh && o->row.number > 2 && item->decision != CLAIM_IGNORE)
+			supersede(o, now);
 		o->fresh = false;
 		switch (item->decision)
 		{
+			case CLAIM_FOLLOW:
+				if (o->asking)
+				{
+					o->asking = false;
+					o->asked_at = now;
+				}
+				follow(o, now);
+				break;
 			case CLAIM_IGNORE:
 				owed_free(o);
 				break;
@@ -424,6 +669,7 @@ claim_done(TimestampTz now)
 					break;
 				}
 				o->started_at = now;
+				o->place = OWED_FLIES;
 				dlist_push_tail(&sender.in_flight, &o->node);
 				sender.flying++;
 				break;
@@ -431,6 +677,7 @@ claim_done(TimestampTz now)
 	}
 	sender.nitems = 0;
 	sender.items = NULL;
+	hand_over(now);
 }
 
 /*
@@ -450,7 +697,13 @@ claim_undo(bool blame, const char *why, TimestampTz now)
 
 		account_dismiss(o, now);
 		owed_clear_outcome(o);
-		if (blame)
+		if (blame && o->asking)
+		{
+			o->asking = false;
+			o->asked_at = now;
+			follow(o, now);
+		}
+		else if (blame)
 		{
 			o->fresh = false;
 			o->tried = false;
@@ -468,4 +721,6 @@ claim_undo(bool blame, const char *why, TimestampTz now)
 	}
 	sender.nitems = 0;
 	sender.items = NULL;
+	sender.ntaken = 0;
+	sender.taken = NULL;
 }

@@ -144,7 +144,16 @@ apply_judgement(Owed *o, const Judgement *j, TimestampTz now)
 			o->detail = NULL;
 			break;
 		case VERDICT_RETRY:
-			end = try_again(o, j, now);
+
+			/* A receipt that has overtaken the answer knows better */
+			if (o->early != NULL)
+			{
+				end = END_SENT;
+				o->unknown = false;
+				o->detail = NULL;
+			}
+			else
+				end = try_again(o, j, now);
 			break;
 		case VERDICT_REFUSED:
 		case VERDICT_ACCOUNT:
@@ -157,6 +166,33 @@ apply_judgement(Owed *o, const Judgement *j, TimestampTz now)
 	owed_finish(o, end, now);
 }
 
+/* Take in what came of a question */
+static void
+judge_answer(Owed *o, const HttpResponse *response, const Channel *channel, TimestampTz now)
+{
+	Receipt		receipt;
+
+	memset(&receipt, 0, sizeof(receipt));
+	if (channel != NULL && channel->read_answer != NULL && response != NULL)
+		channel->read_answer(response, &receipt);
+	account_dismiss(o, now);
+	o->asking = false;
+	o->asked_at = now;
+	if (o->over || o->after != END_NONE)
+	{
+		OwedEnd		end = o->over ? END_DROP : o->after;
+
+		o->tried = false;
+		o->record = end == END_FAILED || end == END_RETRY;
+		o->after = END_NONE;
+		owed_finish(o, end, now);
+		return;
+	}
+	if (receipt.status == RECEIPT_DELIVERED || receipt.status == RECEIPT_FAILED)
+		receipts_answer(o, &receipt);
+	follow(o, now);
+}
+
 /* Judge a response */
 void
 judge_response(const HttpResponse *response, TimestampTz now)
@@ -165,6 +201,15 @@ judge_response(const HttpResponse *response, TimestampTz now)
 	Account    *a = account_known(o->account_id);
 	const Channel *channel = channel_for(o->row.sms ? "sms" : "whatsapp", a->provider.provider);
 	Judgement	j;
+
+	dlist_delete(&o->node);
+	sender.flying--;
+	o->place = OWED_NOWHERE;
+	if (o->asking)
+	{
+		judge_answer(o, response, channel, now);
+		return;
+	}
 
 	memset(&j, 0, sizeof(j));
 	channel->judge(&a->provider, response, &j);
@@ -175,9 +220,6 @@ judge_response(const HttpResponse *response, TimestampTz now)
 		j.verdict = VERDICT_REFUSED;
 		j.reason = "delivery_failed";
 	}
-
-	dlist_delete(&o->node);
-	sender.flying--;
 	account_judged(a, o, &j, now);
 	apply_judgement(o, &j, now);
 }
@@ -188,15 +230,90 @@ judge_abandoned(Owed *o, TimestampTz now)
 {
 	Judgement	j;
 
+	dlist_delete(&o->node);
+	sender.flying--;
+	o->place = OWED_NOWHERE;
+	if (o->asking)
+	{
+		judge_answer(o, NULL, NULL, now);
+		return;
+	}
+
 	memset(&j, 0, sizeof(j));
 	j.verdict = VERDICT_RETRY;
 	j.ambiguous = true;
 	j.fallback = true;
 	j.reason = "delivery_failed";
 	strlcpy(j.detail, "the sender was stopped before the answer came", sizeof(j.detail));
-
-	dlist_delete(&o->node);
-	sender.flying--;
 	account_dismiss(o, now);
 	apply_judgement(o, &j, now);
+}
+
+/* A message that waits has been taken */
+void
+judge_proven(Owed *o, int32 account_id, const char *message_id, TimestampTz now)
+{
+	owed_take_out(o);
+	owed_unhold(o);
+	owed_clear_outcome(o);
+	o->account_id = account_id;
+	o->tried = true;
+	o->record = true;
+	o->unknown = false;
+	o->http_status = 0;
+	o->provider_code = 0;
+	o->message_id = copy_words(message_id);
+	o->reason = NULL;
+	owed_finish(o, END_SENT, now);
+}
+
+/* A message that was accepted has failed */
+void
+judge_failed(Owed *o, const Judgement *j, bool another_stands, TimestampTz now)
+{
+	OwedEnd		end = END_FAILED;
+	bool		flies = o->place == OWED_FLIES && o->asking;
+
+	/* What follows is being written already, or it waits to be sent */
+	if (o->place == OWED_WAITS && o->asking)
+		o->asking = false;
+	else if (o->place != OWED_FOLLOWED && !flies)
+		return;
+
+	o->reason = NULL;
+	if (j->fallback && judge_can_fall_back(o, now))
+		end = END_FALLBACK;
+	else if (j->verdict == VERDICT_RETRY && o->row.unknown + 1 < MAX_UNKNOWN)
+	{
+		/* Once more: it counts as one whose outcome was not known */
+		o->retry_at = next_try(o, j->min_delay_ms, now);
+		if (o->retry_at <= judge_latest(o, now))
+		{
+			end = END_RETRY;
+			o->again = true;
+			o->unknown = true;
+		}
+	}
+	if (end == END_FAILED && another_stands)
+	{
+		/* It is not to be sent again, should it have waited for a question */
+		if (!flies)
+		{
+			owed_take_out(o);
+			follow(o, now);
+		}
+		return;
+	}
+	if (end == END_FAILED)
+		o->reason = j->reason != NULL ? j->reason : "delivery_failed";
+
+	if (flies)
+	{
+		o->after = end;
+		return;
+	}
+	owed_take_out(o);
+	o->tried = false;
+	o->record = end == END_FAILED || end == END_RETRY;
+	owed_finish(o, end, now);
 }

@@ -1,12 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * sender_settle.c
- *	  Write down what came of messages.
+ *	  Write down what came of messages, and of their verifications.
  *
- * One transaction writes otp.messages and deletes or updates the row of the
- * outbox, so that a crash finds both or none. What is finished stays in
- * memory until that transaction has committed: when it fails, it is tried
- * again, and nothing is sent twice for it.
+ * One transaction writes otp.messages, deletes or updates the rows of the
+ * outbox, and queues what webhook endpoints are to hear, so that a crash
+ * finds all of it or nothing. What is finished stays in memory until that
+ * transaction has committed: when it fails, it is tried again, and nothing is
+ * sent or told twice for it.
+ *
+ * A message that the provider has taken keeps its row, unchanged, until its
+ * verification ends: that otp.messages has it is what tells a successor.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,8 +23,28 @@
 #include "store/message.h"
 #include "worker/sender.h"
 
-/* Most messages that one transaction settles */
+/* Most messages that one transaction settles, and most ends that it tells */
 #define SETTLE_BATCH 512
+
+/* Somebody has a verification locked whose time is up: look again */
+#define LOCKED_LOOK_MS 300
+
+/* What one turn writes */
+typedef struct Settle
+{
+	MessageRow *messages;
+	bool	   *known;
+	int			nmessages;
+	OutboxRow **deleted;
+	int			ndeleted;
+	OutboxRow **updated;
+	int16	   *old_numbers;
+	int			nupdated;
+	MessageReceipt *late;
+	int			nlate;
+	Event	   *events;
+	int			nevents;
+} Settle;
 
 /* Make a row for otp.messages */
 static void
@@ -39,9 +63,10 @@ fill_message(MessageRow *m, const Owed *o)
 	m->ended_at = o->ended_at;
 	m->message_id = o->message_id;
 	m->detail = o->detail;
+	m->again = o->again;
 	if (o->end == END_SENT)
 		m->sent_at = o->ended_at;
-	if (o->end == END_FAILED || o->end == END_FALLBACK)
+	if (o->end == END_FAILED || o->end == END_KEEP || o->end == END_FALLBACK)
 		m->failed_at = o->ended_at;
 	if (o->end == END_FAILED)
 		m->ended_reason = o->reason;
@@ -54,7 +79,8 @@ fill_update(OutboxRow *row, const Owed *o)
 	*row = o->row;
 	if (o->end == END_RETRY)
 	{
-		row->tries++;
+		if (o->tried)
+			row->tries++;
 		if (o->unknown)
 			row->unknown++;
 		row->due_at = o->retry_at;
@@ -70,63 +96,300 @@ fill_update(OutboxRow *row, const Owed *o)
 	}
 }
 
-/* Write what is finished; in a transaction */
-void
-settle_write(void)
+/* Note an event */
+static void
+add_event(Settle *settle, EventKind kind, const OutboxRow *row, TimestampTz at)
 {
-	MemoryContext old = MemoryContextSwitchTo(sender.turn_context);
-	int			n = Min(sender.finishing, SETTLE_BATCH);
-	MessageRow *messages = palloc(n * sizeof(MessageRow));
-	bool	   *known = palloc(n * sizeof(bool));
-	OutboxRow **deleted = palloc(n * sizeof(OutboxRow *));
-	OutboxRow **updated = palloc(n * sizeof(OutboxRow *));
-	int16	   *old_numbers = palloc(n * sizeof(int16));
-	int			nmessages = 0;
-	int			ndeleted = 0;
-	int			nupdated = 0;
+	Event	   *event = &settle->events[settle->nevents++];
+
+	event->kind = kind;
+	event->workspace_id = row->workspace_id;
+	event->slot = row->slot;
+	event->number = Max(row->number, 0);
+	event->id = row->id;
+	event->at = at;
+}
+
+/* Look after those that have failed while another message stands, and those whose time is up */
+static void
+check_ends(int n)
+{
+	MessageKey *keys = palloc(n * sizeof(MessageKey));
+	Owed	  **owed = palloc(n * sizeof(Owed *));
+	MessageRecord *records;
+	int			nrecords;
+	int			nkeys = 0;
 	int			i = 0;
 	dlist_iter	iter;
 
-	sender.updated = palloc(n * sizeof(OutboxRow));
-	sender.settling = n;
+	/*
+	 * A failed resend or fallback is not the end of what another message has
+	 * delivered
+	 */
 	dlist_foreach(iter, &sender.finished)
 	{
 		Owed	   *o = dlist_container(Owed, node, iter.cur);
 
 		if (i++ == n)
 			break;
-		if (o->record)
+		if (o->end != END_FAILED)
+			continue;
+		if (!owed_is_newest(o))
+			o->end = END_KEEP;
+		if (o->end == END_KEEP || o->row.number == 1)
+			continue;
+		keys[nkeys].workspace_id = o->row.workspace_id;
+		keys[nkeys].slot = o->row.slot;
+		keys[nkeys].id = o->row.id;
+		owed[nkeys++] = o;
+	}
+	if (nkeys > 0)
+	{
+		nrecords = message_load_states(keys, nkeys, (Datum) 0, &records);
+		for (int r = 0; r < nrecords; r++)
 		{
-			known[nmessages] = o->row.tries > 0;
-			fill_message(&messages[nmessages++], o);
+			Owed	   *o = owed[records[r].key];
+
+			if (records[r].number != o->row.number &&
+				(records[r].delivered_at != 0 ||
+				 (o->row.number > 2 && records[r].sent_at != 0 && records[r].failed_at == 0)))
+				o->end = END_KEEP;
 		}
-		if (o->end == END_RETRY || o->end == END_FALLBACK)
+	}
+
+	/* Has anybody verified it, or is just about to? */
+	i = nkeys = 0;
+	dlist_foreach(iter, &sender.finished)
+	{
+		Owed	   *o = dlist_container(Owed, node, iter.cur);
+
+		if (i++ == n)
+			break;
+		if (o->end != END_EXPIRED && o->end != END_USED_UP)
+			continue;
+		keys[nkeys].workspace_id = o->row.workspace_id;
+		keys[nkeys].slot = o->row.slot;
+		keys[nkeys].id = o->row.id;
+		nkeys++;
+	}
+	sender.ends = palloc0((nkeys + 1) * sizeof(MessageEnd));
+	if (nkeys > 0)
+		message_load_ends(keys, sender.ends, nkeys);
+}
+
+/* Tell the end of a verification whose row is deleted; false when it is not over yet */
+static bool
+tell_end(Settle *settle, const Owed *o, const MessageEnd *end)
+{
+	/* Verified and canceled ones have rows of their own that say so */
+	if (!end->found || end->ended)
+		return true;
+	if (end->used_up)
+	{
+		add_event(settle, EVENT_FAILED, &o->row, o->ended_at);
+		return true;
+	}
+
+	/* It may be verified just now: wait for that, but not here */
+	if (end->locked || o->end == END_USED_UP)
+		return false;
+	add_event(settle, EVENT_EXPIRED, &o->row, o->row.expires_at);
+	return true;
+}
+
+/* Write what a finished message asks for */
+static void
+settle_owed(Settle *settle, Owed *o, int *ends)
+{
+	bool		stays = false;
+
+	if (o->record)
+	{
+		settle->known[settle->nmessages] = o->row.tries > 0;
+		fill_message(&settle->messages[settle->nmessages++], o);
+	}
+	if (o->late)
+	{
+		MessageReceipt *late = &settle->late[settle->nlate++];
+
+		memset(late, 0, sizeof(MessageReceipt));
+		late->key.workspace_id = o->row.workspace_id;
+		late->key.slot = o->row.slot;
+		late->key.id = o->row.id;
+		late->number = o->row.number;
+		late->detail = "no receipt of its delivery came in time";
+	}
+
+	switch (o->end)
+	{
+		case END_NONE:
+		case END_DROP:
+			break;
+		case END_SENT:
+			add_event(settle, o->row.number % 2 == 0 ? EVENT_SMS_FALLBACK : EVENT_SENT, &o->row, o->ended_at);
+			stays = true;
+			break;
+		case END_KEEP:
+			stays = true;
+			break;
+		case END_FAILED:
+			add_event(settle, EVENT_FAILED, &o->row, o->ended_at);
+			break;
+		case END_RETRY:
+		case END_FALLBACK:
+			stays = true;
+			if (o->over)
+				break;
+			fill_update(&sender.updated[settle->nupdated], o);
+			settle->updated[settle->nupdated] = &sender.updated[settle->nupdated];
+			settle->old_numbers[settle->nupdated] = o->row.number;
+			settle->nupdated++;
+			break;
+		case END_EXPIRED:
+		case END_USED_UP:
+			stays = !tell_end(settle, o, &sender.ends[(*ends)++]);
+			break;
+	}
+
+	/* Another message of the verification may speak for it from now on */
+	o->gone = !stays || o->over || ((o->end == END_SENT || o->end == END_KEEP) && !owed_is_newest(o));
+	if (o->gone)
+	{
+		settle->deleted[settle->ndeleted++] = &o->row;
+	}
+}
+
+/* Write what is finished; in a transaction */
+void
+settle_write(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(sender.turn_context);
+	bool		careful = sender.careful;
+	int			most = SETTLE_BATCH + 3 * RECEIPT_BATCH;
+	Settle		settle = {0};
+	int			ends = 0;
+	int			n;
+	int			i = 0;
+	dlist_iter	iter;
+
+	settle.messages = palloc(SETTLE_BATCH * sizeof(MessageRow));
+	settle.known = palloc(SETTLE_BATCH * sizeof(bool));
+	settle.updated = palloc(SETTLE_BATCH * sizeof(OutboxRow *));
+	settle.old_numbers = palloc(SETTLE_BATCH * sizeof(int16));
+	settle.late = palloc(SETTLE_BATCH * sizeof(MessageReceipt));
+	settle.deleted = palloc((most + SETTLE_BATCH) * sizeof(OutboxRow *));
+	settle.events = palloc((most + SETTLE_BATCH) * sizeof(Event));
+	sender.updated = palloc(SETTLE_BATCH * sizeof(OutboxRow));
+
+	/*
+	 * Receipts first: what follows from them is written with them. After an
+	 * error, one kind of thing at a time.
+	 */
+	if (receipts_pending() && sender.finishing + RECEIPT_BATCH <= SETTLE_BATCH &&
+		(!careful || (sender.finishing == 0 && sender.nnotes == 0)))
+		receipts_write(careful, settle.events, &settle.nevents, settle.deleted, &settle.ndeleted);
+
+	n = Min(sender.finishing, SETTLE_BATCH);
+	sender.settling = n;
+	check_ends(n);
+	dlist_foreach(iter, &sender.finished)
+	{
+		if (i++ == n)
+			break;
+		settle_owed(&settle, dlist_container(Owed, node, iter.cur), &ends);
+	}
+
+	/* Ends that others have brought about */
+	sender.noting = 0;
+	if (!careful || sender.finishing == 0)
+	{
+		dlist_foreach(iter, &sender.notes)
 		{
-			fill_update(&sender.updated[nupdated], o);
-			updated[nupdated] = &sender.updated[nupdated];
-			old_numbers[nupdated] = o->row.number;
-			nupdated++;
+			OtherRow   *note = dlist_container(OtherRow, node, iter.cur);
+
+			if (sender.noting == SETTLE_BATCH || (careful && sender.noting == 1))
+				break;
+			sender.noting++;
+			if (note->row.kind == OUTBOX_VERIFIED)
+				add_event(&settle, EVENT_VERIFIED, &note->row, note->row.due_at);
+			settle.deleted[settle.ndeleted++] = &note->row;
 		}
-		else
-			deleted[ndeleted++] = &o->row;
 	}
 	MemoryContextSwitchTo(old);
 
-	if (nmessages > 0)
-		message_write(messages, known, nmessages);
-	outbox_delete(deleted, ndeleted);
-	outbox_update(updated, old_numbers, nupdated);
+	if (settle.nmessages > 0)
+		message_write(settle.messages, settle.known, settle.nmessages);
+	if (settle.nlate > 0)
+		message_write_receipts(settle.late, settle.nlate);
+	outbox_delete(settle.deleted, settle.ndeleted);
+	outbox_update(settle.updated, settle.old_numbers, settle.nupdated);
+	if (settle.nevents > 0)
+		events_write(settle.events, settle.nevents);
 
 	/*
 	 * A new number may put a row behind the position, from where the claim of
 	 * this very transaction would read it again. Should we fail, there is no
 	 * row of that number.
 	 */
-	for (i = 0; i < nupdated; i++)
+	for (i = 0; i < settle.nupdated; i++)
 	{
-		if (updated[i]->number != old_numbers[i])
-			outbox_keep_behind(&sender.position, updated[i]);
+		if (settle.updated[i]->number != settle.old_numbers[i])
+			outbox_keep_behind(&sender.position, settle.updated[i]);
 	}
+}
+
+/* Is there anything to write? */
+bool
+settle_pending(void)
+{
+	return sender.finishing > 0 || sender.nnotes > 0 || receipts_pending();
+}
+
+/* Go on with a message, now that it is written what came of it */
+static void
+go_on(Owed *o, OwedEnd end, int *nupdated, TimestampTz now)
+{
+	if (end == END_RETRY || end == END_FALLBACK)
+	{
+		if (!o->gone)
+		{
+			o->row = sender.updated[(*nupdated)++];
+			o->reserved = false;
+			o->accepted = o->told = o->waited = false;
+			o->asked_at = 0;
+
+			/* Somebody has deleted the row: then nothing is owed */
+			if (!ItemPointerIsValid(&o->row.ctid))
+				o->gone = true;
+			else
+				owed_wait(o, o->row.due_at);
+		}
+	}
+	else if (end == END_SENT || end == END_KEEP)
+	{
+		o->accepted = end == END_SENT;
+		o->accepted_at = o->ended_at;
+		o->row.tries++;
+		if (!o->gone)
+			follow(o, now);
+	}
+	else if (!o->gone)
+		follow_until(o, TimestampTzPlusMilliseconds(now, LOCKED_LOOK_MS));
+
+	/* With the verification, all its messages have failed */
+	if (end == END_FAILED)
+	{
+		for (Owed *other = owed_find(&o->row.id); other != NULL; other = other->same)
+		{
+			if (other != o)
+				owed_drop(other, now);
+		}
+	}
+
+	/* What has overtaken the answer finds it written now */
+	receipts_release(o);
+	if (o->gone)
+		owed_free(o);
 }
 
 /* Forget what is written */
@@ -141,6 +404,7 @@ settle_done(TimestampTz now)
 		OwedEnd		end = o->end;
 
 		sender.finishing--;
+		o->place = OWED_NOWHERE;
 		owed_clear_outcome(o);
 		switch (end)
 		{
@@ -148,6 +412,7 @@ settle_done(TimestampTz now)
 				sender.accepted++;
 				break;
 			case END_FAILED:
+			case END_KEEP:
 				sender.failed++;
 				break;
 			case END_RETRY:
@@ -159,31 +424,34 @@ settle_done(TimestampTz now)
 			default:
 				break;
 		}
-		if (end != END_RETRY && end != END_FALLBACK)
-		{
-			owed_free(o);
-			continue;
-		}
-
-		o->row = sender.updated[nupdated++];
-		o->reserved = false;
-
-		/* Somebody has deleted the row: then nothing is owed */
-		if (!ItemPointerIsValid(&o->row.ctid))
-			owed_free(o);
-		else
-			owed_wait(o, o->row.due_at);
+		go_on(o, end, &nupdated, now);
 	}
+	for (int i = 0; i < sender.noting; i++)
+		pfree(dlist_container(OtherRow, node, dlist_pop_head_node(&sender.notes)));
+	sender.nnotes -= sender.noting;
 	sender.settling = 0;
+	sender.noting = 0;
 	sender.updated = NULL;
+	receipts_done(now);
+	events_done(now);
 	if (roster_settled() != NULL)
 		ConditionVariableBroadcast(roster_settled());
 }
 
-/* Keep what could not be written */
+/* Keep what could not be written; with blame, the one receipt or end that was, cannot be */
 void
-settle_undo(void)
+settle_undo(bool blame)
 {
+	/* Only what comes from outside can be to blame */
+	blame = blame && sender.settling == 0;
+	receipts_undo(blame && sender.noting == 0);
+	events_undo();
+	if (blame && sender.noting == 1)
+	{
+		pfree(dlist_container(OtherRow, node, dlist_pop_head_node(&sender.notes)));
+		sender.nnotes--;
+	}
 	sender.settling = 0;
+	sender.noting = 0;
 	sender.updated = NULL;
 }

@@ -127,26 +127,31 @@ turn_run(int slots, bool settle)
 	volatile int limit = slots;
 	volatile TurnStart start = TURN_STARTED;
 	volatile bool claiming = false;
+	volatile bool settled = false;
 	volatile bool failed = false;
 
 	/*
 	 * After an error, one transaction for each half, and one message at a
 	 * time
 	 */
-	if (sender.errors > 0 && sender.finishing > 0)
+	if (sender.errors > 0 && settle_pending())
 		limit = 0;
 	else if (sender.careful)
 		limit = Min(limit, 1);
 
 	sender.nitems = 0;
+	sender.ntaken = 0;
 	sender.settling = 0;
 	PG_TRY();
 	{
 		start = begin_turn(&scope);
 		if (start == TURN_STARTED)
 		{
-			if (sender.finishing > 0 && settle)
+			if (settle && settle_pending())
+			{
 				settle_write();
+				settled = true;
+			}
 			if (limit > 0)
 			{
 				claiming = true;
@@ -160,7 +165,7 @@ turn_run(int slots, bool settle)
 		int			sqlstate;
 		char	   *words = abort_turn(&sqlstate);
 
-		settle_undo();
+		settle_undo(!claiming && sender.careful && !is_passing_error(sqlstate));
 		claim_undo(claiming && sender.careful && !is_passing_error(sqlstate), words, now);
 		pfree(words);
 		failed = true;
@@ -185,7 +190,7 @@ turn_run(int slots, bool settle)
 		sender.errors = 0;
 		if (sender.careful && ++sender.careful_turns >= CAREFUL_TURNS)
 			sender.careful = false;
-		if (sender.settling > 0)
+		if (settled)
 			settle_done(now);
 		if (claiming)
 		{
@@ -198,18 +203,31 @@ turn_run(int slots, bool settle)
 	return start;
 }
 
-/* Delete rows that are nobody's */
-void
-turn_clear_away(TimestampTz now)
+/* Run a piece of work in a transaction */
+bool
+turn_do(void (*work) (void *arg), void *arg, bool *absent)
 {
+	volatile bool done = false;
+
+	if (absent != NULL)
+		*absent = false;
 	PG_TRY();
 	{
 		OwnerScope	scope;
 
-		if (begin_turn(&scope) == TURN_STARTED)
+		switch (begin_turn(&scope))
 		{
-			(void) outbox_delete_expired(TimestampTzPlusMilliseconds(now, -CLEAR_AFTER_MS), !otp_delivery);
-			end_turn(&scope);
+			case TURN_STARTED:
+				work(arg);
+				end_turn(&scope);
+				done = true;
+				break;
+			case TURN_ABSENT:
+				if (absent != NULL)
+					*absent = true;
+				break;
+			case TURN_LOCKED:
+				break;
 		}
 	}
 	PG_CATCH();
@@ -219,6 +237,46 @@ turn_clear_away(TimestampTz now)
 		pfree(abort_turn(&sqlstate));
 	}
 	PG_END_TRY();
+	return done;
+}
+
+/* Delete rows that are nobody's */
+static void
+clear_away(void *arg)
+{
+	TimestampTz now = *(TimestampTz *) arg;
+
+	/* It reads all of the queue: not without need */
+	if (otp_delivery && !sender.foreign && !outbox_has_foreign())
+		return;
+	(void) outbox_delete_expired(TimestampTzPlusMilliseconds(now, -CLEAR_AFTER_MS), !otp_delivery);
+}
+
+/* Delete rows that are nobody's */
+void
+turn_clear_away(TimestampTz now)
+{
+	owed_forget(now);
+	(void) turn_do(clear_away, &now, NULL);
+}
+
+/* No attempt is left for a verification */
+static void
+used_up(const pg_uuid_t *id)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (Owed *o = owed_find(id); o != NULL; o = o->same)
+	{
+		if (!owed_is_newest(o) || (o->place != OWED_FOLLOWED && o->place != OWED_WAITS && o->place != OWED_CROWDED))
+			continue;
+		owed_take_out(o);
+		owed_unhold(o);
+		o->asking = false;
+		o->tried = false;
+		o->record = false;
+		owed_finish(o, END_USED_UP, now);
+	}
 }
 
 /* Write the ledger back */
@@ -229,7 +287,7 @@ turn_write_back(void)
 
 	PG_TRY();
 	{
-		found = attempts_write_back();
+		found = attempts_write_back(used_up);
 	}
 	PG_CATCH();
 	{

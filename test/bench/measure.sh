@@ -40,6 +40,34 @@ queue() {
 	sql "CALL bench.queue($1)"
 }
 
+# Begin anew: no code, and a sender that remembers none. Delivery is off then.
+forget() {
+	local pid
+	delivery off
+	sql "TRUNCATE otp.verifications, otp.messages, otp.outbox, otp.webhook_outbox, otp.webhook_attempts"
+	pid=$(sql "SELECT sender_pid FROM otp.worker_status()")
+	[ -z "$pid" ] || sql "SELECT pg_terminate_backend($pid)" >/dev/null
+	until [ "$(sql "SELECT sender_pid IS NOT NULL AND sender_pid <> ${pid:-0} FROM otp.worker_status()")" = t ]; do
+		sleep 0.05
+	done
+}
+
+# Make codes that are known to be 123456, an ordinary phone each, in bench.fresh and numbered in
+# bench.guesses; leaf is where they are: count
+fresh_codes() {
+	sql "SELECT otp.set_test_number('+919999999999', '123456')" \
+		"CREATE TABLE bench.guesses AS
+			SELECT row_number() OVER (ORDER BY s.otp_id) AS n, s.otp_id, otp.parse_id(s.otp_id) AS id
+			FROM generate_series(1, $1) c, otp_send('+919999999999' || left('', c)) s" \
+		"SELECT otp.set_test_number('+919999999999', NULL)" \
+		"ALTER TABLE bench.guesses ADD PRIMARY KEY (n)" \
+		"GRANT SELECT ON bench.guesses TO app" \
+		"CREATE TABLE bench.fresh AS SELECT v.* FROM otp.verifications v ORDER BY v.id" \
+		"UPDATE bench.fresh SET phone = bench.phone(), test_outcome = NULL" \
+		"VACUUM ANALYZE bench.guesses" >/dev/null
+	leaf=$(sql "SELECT lpad(min(slot)::text, 2, '0') FROM bench.fresh HAVING min(slot) = max(slot)")
+	[ -n "$leaf" ] || fail 'Midnight (UTC) has passed just now: start again.'
+}
 
 # Run pgbench as the application's role; prints transactions per second:
 # script, clients, transactions of each, variables
@@ -99,12 +127,9 @@ table() {
 		"$(nproc)" "$pg_version" "$rounds" "$(seconds $(($(now_ms) - $1)))"
 }
 
-# Queue so many, and send them; prints messages per second: count, count to stop the clock at
-drain() {
+# Send what is queued, and print messages per second: count, count to stop the clock at
+drain_queue() {
 	local base seconds wanted=${2:-$1}
-	delivery off
-	sql "TRUNCATE otp.verifications, otp.messages, otp.outbox"
-	queue "$1"
 	sql "VACUUM ANALYZE otp.outbox" CHECKPOINT
 	until [ "$(sql "SELECT sender_pid IS NOT NULL AND in_flight = 0 FROM otp.worker_status()")" = t ]; do
 		sleep 0.05
@@ -113,4 +138,11 @@ drain() {
 	seconds=$(sql "ALTER SYSTEM SET otp.delivery = on" "SELECT 1 FROM pg_reload_conf()" "CALL bench.wait_accepted($wanted, $base, NULL)" | tail -n 1)
 	awk -v n="$wanted" -v s="$seconds" 'BEGIN { print n / s }'
 	sql "CALL bench.wait_accepted($1, $base, NULL)" >/dev/null
+}
+
+# Queue so many, and send them; prints messages per second: count, count to stop the clock at
+drain() {
+	forget
+	queue "$1"
+	drain_queue "$@"
 }

@@ -9,6 +9,15 @@ build_packages='gcc libc6-dev libcurl4-openssl-dev libjansson-dev libmicrohttpd-
 # What only the check needs: TAP tests, the simulator's own test, pgindent
 check_packages='libio-socket-ssl-perl libipc-run-perl openssl pg-bsd-indent python3'
 
+# What the webhook receiver needs, where it is wanted
+node_packages='nodejs npm'
+
+# Print node_packages unless both programs are there: other ways to install Node bring npm along
+node_packages_missing() {
+	local PATH=/usr/local/bin:/usr/bin
+	command -v node >/dev/null && command -v npm >/dev/null || echo "$node_packages"
+}
+
 # Run a command as root
 as_root() {
 	if [ "$(id -u)" -eq 0 ]; then

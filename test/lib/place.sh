@@ -9,6 +9,7 @@
 #
 #	place/source	the repository without its history
 #	place/server	the PostgreSQL tree
+#	place/node		libraries of the webhook receiver
 #	place/log		what the steps printed
 
 place=${OTP_PLACE:-}
@@ -36,12 +37,16 @@ place_enter() {
 	# What was built here stays out of a copy, what was built there stays in it
 	tar -C "$repo" --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' --exclude=./tmp_check \
 		--exclude=./results --exclude=./test/output --exclude=./test/simulator/simulator \
-		--exclude=./test/simulator/load -cf - . | tar -C "$place/source" --no-same-owner -xf -
+		--exclude=./test/simulator/load --exclude=./test/receiver/node_modules -cf - . |
+		tar -C "$place/source" --no-same-owner -xf -
 	if [ -n "$kept" ]; then
 		(cd "$place/source" && find . -type f ! -name '*.o' ! -name '*.so' -print) | while IFS= read -r file; do
 			[ -e "$repo/$file" ] || rm -f "$place/source/$file"
 		done
 	fi
+
+	# Libraries, if it needs them
+	[ -z "${place_wants_receiver:-}" ] || receiver_fetch "$place/node"
 
 	# Only what the commands listen to goes along
 	set -- env -i HOME="$place/home" LANG=C.UTF-8 OTP_PLACE="$place" OTP_KEPT="$kept" \

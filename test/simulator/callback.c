@@ -158,8 +158,8 @@ compose_meta(Job *job)
 	snprintf(timestamp, sizeof(timestamp), "%lld", (long long) time(NULL));
 	status = json_pack("{s:s,s:s,s:s,s:s}", "id", msg->id, "status", spec->status,
 					   "timestamp", timestamp, "recipient_id", msg->to + 1);
-	if (msg->otp_id)
-		json_object_set_new(status, "biz_opaque_callback_data", json_string(msg->otp_id));
+	if (msg->opaque)
+		json_object_set_new(status, "biz_opaque_callback_data", json_string(msg->opaque));
 	if (strcmp(spec->status, "failed") == 0)
 	{
 		int			code = spec->code ? spec->code : 131026;

@@ -62,6 +62,7 @@ message_unref(Message *msg)
 	free(msg->template_name);
 	free(msg->language);
 	free(msg->from);
+	free(msg->opaque);
 	free(msg->otp_id);
 	free(msg->status_callback);
 	free(msg->messaging_service_sid);

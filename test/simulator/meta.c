@@ -381,6 +381,10 @@ check_body(Send *s, json_t *body)
 	s->to = json_string_value(json_object_get(body, "to"));
 	s->opaque = json_string_value(opaque);
 
+	/* a message that is not the first has its number behind the id */
+	s->msg->opaque = must_copy(s->opaque);
+	s->msg->otp_id = s->opaque ? must_copy_n(s->opaque, strcspn(s->opaque, "/")) : NULL;
+
 	if (!json_is_object(body))
 		return refuse(s, 100, 0, "(#100) Invalid parameter", NULL);
 	json_object_foreach(body, key, value)
@@ -429,7 +433,6 @@ check_body(Send *s, json_t *body)
 
 	s->msg->template_name = must_copy(name);
 	s->msg->language = must_copy(language);
-	s->msg->otp_id = must_copy(s->opaque);
 	return true;
 }
 
@@ -509,7 +512,7 @@ handle_send(Request *req, const char *phone_number_id)
 	else
 	{
 		journal_add(req, API_META, "send", OUTCOME_REFUSED, req->answer.status, s.code, false,
-					s.msg->to[0] ? s.msg->to : s.to, s.opaque);
+					s.msg->to[0] ? s.msg->to : s.to, s.msg->otp_id);
 		message_unref(s.msg);
 	}
 	json_decref(body);
@@ -585,6 +588,76 @@ list_templates(Request *req)
 	answer_text(req, 200, "application/json; charset=UTF-8", &body);
 }
 
+/* Is a string of a JSON object this one? */
+static bool
+member_is(json_t *object, const char *key, const char *value)
+{
+	const char *text = json_string_value(json_object_get(object, key));
+
+	return text && strcmp(text, value) == 0;
+}
+
+/* Check the one-time password button; what is wrong with it, or NULL. */
+static const char *
+check_otp_button(json_t *button)
+{
+	json_t	   *app = json_array_get(json_object_get(button, "supported_apps"), 0);
+	bool		copy_code = member_is(button, "otp_type", "COPY_CODE");
+	bool		zero_tap = member_is(button, "otp_type", "ZERO_TAP");
+
+	if (!member_is(button, "type", "OTP"))
+		return "the button must be of type OTP";
+	if (!copy_code && !zero_tap && !member_is(button, "otp_type", "ONE_TAP"))
+		return "otp_type must be COPY_CODE, ONE_TAP or ZERO_TAP";
+	if (!copy_code && (!json_is_string(json_object_get(app, "package_name")) ||
+					   json_string_length(json_object_get(app, "signature_hash")) != 11))
+		return "supported_apps needs package_name and signature_hash";
+	if (zero_tap && !json_is_true(json_object_get(button, "zero_tap_terms_accepted")))
+		return "zero_tap_terms_accepted is required";
+	return NULL;
+}
+
+/* Check an authentication template; what is wrong with it, or NULL. */
+static const char *
+check_authentication(json_t *body)
+{
+	json_t	   *ttl = json_object_get(body, "message_send_ttl_seconds");
+	json_t	   *component;
+	bool		has_body = false;
+	bool		has_button = false;
+	size_t		i;
+
+	if (ttl && json_integer_value(ttl) != -1 &&
+		(json_integer_value(ttl) < 30 || json_integer_value(ttl) > 900))
+		return "message_send_ttl_seconds must be 30 to 900";
+	json_array_foreach(json_object_get(body, "components"), i, component)
+	{
+		json_t	   *minutes = json_object_get(component, "code_expiration_minutes");
+		json_t	   *buttons = json_object_get(component, "buttons");
+
+		if (json_object_get(component, "text"))
+			return "the text of an authentication template cannot be chosen";
+		if (member_is(component, "type", "BODY"))
+			has_body = true;
+		else if (member_is(component, "type", "FOOTER"))
+		{
+			if (json_integer_value(minutes) < 1 || json_integer_value(minutes) > 90)
+				return "code_expiration_minutes must be 1 to 90";
+		}
+		else if (member_is(component, "type", "BUTTONS") && json_array_size(buttons) == 1)
+		{
+			const char *wrong = check_otp_button(json_array_get(buttons, 0));
+
+			if (wrong)
+				return wrong;
+			has_button = true;
+		}
+		else
+			return "a component is not of an authentication template";
+	}
+	return has_body && has_button ? NULL : "a body and a button are required";
+}
+
 /* POST .../message_templates; the settings are locked exclusively. */
 static bool
 create_template(Send *s)
@@ -604,6 +677,8 @@ create_template(Send *s)
 		refuse(s, 100, 0, "Invalid parameter", "language, category and components are required");
 	else if (settings_template(name, language))
 		refuse(s, 100, 2388024, "Invalid parameter", "Content in this language already exists");
+	else if (strcmp(category, "AUTHENTICATION") == 0 && check_authentication(body))
+		refuse(s, 100, 2388042, "Invalid parameter", check_authentication(body));
 	else
 	{
 		Template   *t = settings_add_template(name, language, "PENDING", category, components);
@@ -615,14 +690,79 @@ create_template(Send *s)
 	return good;
 }
 
+/* Do what a request at the templates asks for; the settings are locked. */
+static bool
+serve_templates(Send *s)
+{
+	Request    *req = s->req;
+	const char *name = request_arg(req, "name");
+
+	if (request_is(req, "GET"))
+		list_templates(req);
+	else if (request_is(req, "POST"))
+		return create_template(s);
+	else if (!request_is(req, "DELETE") || name == NULL)
+		return refuse(s, 100, 0, NULL, NULL);
+	else if (!settings_drop_template(name))
+		return refuse(s, 100, 0, "Invalid parameter", "The template does not exist");
+	else
+		answer_printf(req, 200, "{\"success\":true}");
+	return true;
+}
+
+/* Answer at the templates as the rules say; the settings are locked. */
+static Outcome
+behave_at_templates(Send *s, const Rule *rule)
+{
+	Request    *req = s->req;
+	Answer	   *a = &req->answer;
+	Outcome		outcome = OUTCOME_REFUSED;
+
+	if (rule->hang)
+	{
+		a->kind = ANSWER_HANG;
+		return OUTCOME_HUNG;
+	}
+	if (rule->reset_before || rule->reset_after)
+	{
+		if (rule->reset_after)
+			serve_templates(s);
+		a->kind = ANSWER_RESET;
+		return OUTCOME_RESET;
+	}
+	if (rule->raw)
+	{
+		Text		raw = {0};
+
+		text_add(&raw, rule->raw, rule->raw_len);
+		answer_text(req, rule->status ? rule->status : 200, "text/plain", &raw);
+		outcome = OUTCOME_ACCEPTED;
+	}
+	else if (rule->code >= 0 || rule->status >= 300)
+	{
+		s->code = rule->code >= 0 ? rule->code : error_for_status(rule->status);
+		word_error(req, rule->status ? rule->status : error_status(s->code), s->code, rule->subcode);
+	}
+	else if (serve_templates(s))
+		outcome = OUTCOME_ACCEPTED;
+	a->delay_ms = rule->delay_ms;
+	a->retry_after = rule->retry_after;
+	a->truncate = rule->truncate;
+	a->slow_body_ms = rule->slow_body_ms;
+	a->huge_bytes = rule->huge_bytes;
+	return outcome;
+}
+
 /* /vNN.N/{waba_id}/message_templates */
 static void
 handle_templates(Request *req, const char *waba_id)
 {
 	Send		s = {.req = req};
 	MetaAccount *account = NULL;
-	const char *name = request_arg(req, "name");
-	bool		good;
+	Effect		effect = {0};
+	Outcome		outcome = OUTCOME_REFUSED;
+	const char *operation = request_is(req, "GET") ? "list_templates" :
+	request_is(req, "POST") ? "create_template" : "templates";
 
 	s.msg = message_new(API_META);
 	s.msg->account = must_copy(waba_id);
@@ -630,24 +770,17 @@ handle_templates(Request *req, const char *waba_id)
 	for (int i = 0; i < settings.meta_count && account == NULL; i++)
 		if (strcmp(settings.meta[i].waba_id, waba_id) == 0)
 			account = &settings.meta[i];
-	good = check_token(&s, account);
-	if (good && request_is(req, "GET"))
-		list_templates(req);
-	else if (good && request_is(req, "POST"))
-		good = create_template(&s);
-	else if (good && request_is(req, "DELETE") && name)
+	if (check_token(&s, account))
 	{
-		good = settings_drop_template(name);
-		if (good)
-			answer_printf(req, 200, "{\"success\":true}");
-		else
-			refuse(&s, 100, 0, "Invalid parameter", "The template does not exist");
+		behaviour_pick(&effect, API_META, waba_id, "");
+		if (effect.doing)
+			outcome = behave_at_templates(&s, effect.doing);
+		else if (serve_templates(&s))
+			outcome = OUTCOME_ACCEPTED;
+		behaviour_done(&effect);
 	}
-	else if (good)
-		good = refuse(&s, 100, 0, NULL, NULL);
 	pthread_rwlock_unlock(&settings_lock);
-	journal_add(req, API_META, "templates", good ? OUTCOME_ACCEPTED : OUTCOME_REFUSED, req->answer.status,
-				s.code, false, NULL, NULL);
+	journal_add(req, API_META, operation, outcome, req->answer.status, s.code, false, NULL, NULL);
 	message_unref(s.msg);
 }
 

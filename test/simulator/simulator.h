@@ -235,6 +235,7 @@ typedef struct Message
 	char	   *template_name;
 	char	   *language;
 	char	   *from;
+	char	   *opaque;			/* Meta's biz_opaque_callback_data */
 	char	   *otp_id;
 	char	   *status_callback;
 	char	   *messaging_service_sid;

@@ -36,15 +36,17 @@ CREATE TEMP TABLE sent AS SELECT i, s.* FROM generate_series(1, 500) i, LATERAL 
 SELECT count(*), count(DISTINCT otp_id), bool_and(otp_id ~ '^otp_[0-7][0-9A-HJKMNP-TV-Z]{25}$') AS spelled FROM sent;
 SELECT count(*) FROM sent s JOIN otp.verifications v ON v.id = otp.parse_id(s.otp_id) AND otp.format_id(v.id) = s.otp_id;
 
--- The first 48 bits are milliseconds of the creation; the drawer is the day modulo 32
+-- The first 48 bits are milliseconds of the creation; the next five name the drawer, the day modulo 32
 CREATE TEMP VIEW times AS
 SELECT v.*, v.tableoid::regclass::text AS leaf, ('x' || substr(replace(v.id::text, '-', ''), 1, 12))::bit(48)::bigint AS ms FROM otp.verifications v WHERE phone = '+15550101001';
 SELECT count(*) FROM times WHERE ms <> floor(extract(epoch FROM created_at) * 1000);
 SELECT count(*) FROM times WHERE slot <> ms / 86400000 % 32 OR leaf <> 'otp.verifications_' || lpad(slot::text, 2, '0');
 SELECT count(*) FROM (SELECT ms, lag(ms) OVER (ORDER BY i) AS before FROM sent JOIN times ON id = otp.parse_id(otp_id)) s WHERE ms < before;
 
--- The other 80 are random
-SELECT count(DISTINCT substr(otp_id, 15)) FROM sent;
+SELECT count(*) FROM times WHERE slot <> position(substr(otp.format_id(id), 15, 1) IN '0123456789ABCDEFGHJKMNPQRSTVWXYZ') - 1;
+
+-- The other 75 are random
+SELECT count(DISTINCT substr(otp_id, 16)) FROM sent;
 DROP VIEW times;
 SELECT otp.set_test_number('+15550101001', NULL);
 DELETE FROM otp.verifications WHERE phone = '+15550101001';

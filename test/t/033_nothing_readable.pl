@@ -98,7 +98,7 @@ FROM (SELECT p.phone, s.otp_id FROM people p,
 		otp_send(p.phone, fallback_sms => kind IN (1, 4), channel => CASE WHEN kind IN (3, 5) THEN 'sms' END) s) s
 WHERE s.phone = people.phone
 END
-ok($node->wait_for_empty_outbox, 'all is sent or refused');
+ok($node->wait_until_sent, 'all is sent or refused');
 my %code;
 my %count;
 foreach my $message ($sim->inbox)

@@ -46,7 +46,7 @@ sub send_marker
 {
 	my $id = $node->send(phone);
 	$sim->code_for($id);
-	$node->wait_for_empty_outbox;
+	$node->wait_until_sent;
 	return $id;
 }
 
@@ -276,7 +276,7 @@ is($node->value("SELECT count(*) FROM otp.verifications WHERE phone = '$phone'")
 # In the end all is well
 $sim->forget_rules;
 $sim->release;
-ok($node->wait_for_empty_outbox, 'nothing is owed in the end');
+ok($node->wait_until_sent, 'nothing is owed in the end');
 is($node->status($id)->{status}, 'pending', 'and it waits for its user');
 ok(defined $node->status($id)->{sent_at}, 'sent');
 is(arrived(@rolled_back), 0, 'still nothing of what was rolled back');

@@ -188,7 +188,7 @@ foreach my $pid (@pids)
 }
 is($failures, 0, 'all clients came to their end');
 cmp_ok(scalar @crashes, '>=', 4, 'there were crashes');
-ok($node->wait_for_empty_outbox, 'nothing is owed in the end');
+ok($node->wait_until_sent, 'nothing is owed in the end');
 
 #
 # What should have happened
@@ -216,6 +216,8 @@ is(scalar(grep { $sent{$_} eq 'ROLLBACK' && $committed{$_} } keys %sent),
 my (%requests, %accepted);
 foreach my $request ($sim->log)
 {
+	# what became of an SMS may be asked, too
+	next if $request->{operation} eq 'read';
 	push @{ $requests{ $request->{otp_id} }{ $request->{api} } }, $request->{received_us} / 1e6;
 	$accepted{ $request->{otp_id} }{ $request->{api} } = 1 if $request->{outcome} eq 'accepted';
 }

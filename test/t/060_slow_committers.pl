@@ -135,7 +135,7 @@ sub check_arrivals
 	my ($what, @committed) = @_;
 	my %arrived;
 
-	ok($node->wait_for_empty_outbox, "$what: nothing is owed in the end");
+	ok($node->wait_until_sent, "$what: nothing is owed in the end");
 	$arrived{ $_->{otp_id} }++ foreach $sim->log;
 	is(scalar(grep { !$arrived{$_} } @committed), 0, "$what: none is lost");
 	is(scalar(grep { $_ > 1 } values %arrived), 0, "$what: none comes twice");
@@ -214,7 +214,7 @@ $marker = $node->send('+' . ++$last_phone);
 $sim->code_for($marker);
 $big->query_safe('COMMIT');
 $big->quit;
-ok($node->wait_for_empty_outbox, 'nothing is owed in the end');
+ok($node->wait_until_sent, 'nothing is owed in the end');
 my %by_api;
 $by_api{ $_->{api} }{ $_->{otp_id} }++ foreach $sim->log;
 is(scalar(grep { ($by_api{meta}{$_} // 0) != 1 } @committed), 0, 'all of them tried WhatsApp once');

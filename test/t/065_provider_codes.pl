@@ -10,108 +10,17 @@ use strict;
 use warnings;
 
 use OTP::Cluster;
+use OTP::ProviderCodes;
 use OTP::Simulator;
 use OTP::Wait;
 use PostgreSQL::Test::Utils;
 use Test::More;
-
-# What the codes ask for:
-#	retry	is tried again, and gets through
-#	later	is tried again, but not within a minute
-#	give up	final for this message
-#	account	final for this message, and the account is not used any more
-# With "sms" a message that wants a fallback gets it at once (a retry only when
-# trying does not help). "status" and "subcode" as the provider sends them.
-my @meta = (
-	# the token, its permissions, the account
-	(map { { code => $_->[0], status => $_->[1], outcome => 'account', sms => 1 } }
-		[ 0, 401 ], [ 190, 401 ], [ 3, 500 ], [ 10, 403 ], [ 200, 403 ], [ 219, 403 ],
-		[ 299, 403 ], [ 131005, 403 ], [ 33, 400 ], [ 368, 403 ], [ 131031, 403 ],
-		[ 131064, 400 ], [ 131042, 400 ], [ 131045, 500 ], [ 133010, 400 ],
-		[ 131037, 400 ], [ 134011, 400 ]),
-	{ code => 131048, status => 400, outcome => 'account', sms => 1, long => 1 },
-	{ code => 100, status => 400, subcode => 33, outcome => 'account', sms => 1 },
-
-	# too fast; all with 400, not 429
-	(map { { code => $_, status => 400, outcome => 'later', sms => 1 } } 4, 80007),
-	{ code => 130429, status => 400, outcome => 'retry', sms => 1 },
-
-	# Meta's own trouble
-	{ code => 1, status => 400, outcome => 'retry', sms => 1 },
-	{ code => 2, status => 503, outcome => 'retry', sms => 1 },
-	{ code => 131000, status => 500, outcome => 'retry', sms => 1 },
-	{ code => 131016, status => 500, outcome => 'retry', sms => 1 },
-	{ code => 133004, status => 503, outcome => 'retry', sms => 1 },
-
-	# this recipient
-	(map { { code => $_, status => 400, outcome => 'give up', sms => 1 } }
-		131026, 131049, 131050, 130472, 131062, 137000),
-	{ code => 130497, status => 403, outcome => 'give up', sms => 1 },
-	{ code => 131021, status => 400, outcome => 'give up' },
-	{ code => 130403, status => 400, outcome => 'give up' },
-
-	# this request
-	(map { { code => $_, status => 400, outcome => 'give up', sms => 1 } }
-		100, 131008, 131009, 135000),
-	{ code => 131047, status => 400, outcome => 'give up' },
-	{ code => 131051, status => 400, outcome => 'give up' },
-
-	# this template
-	{ code => 132001, status => 404, outcome => 'give up', sms => 1,
-		reason => 'template_not_found' },
-	(map { { code => $_, status => 400, outcome => 'give up', sms => 1,
-				reason => 'template_not_found' } } 132015, 132016),
-	(map { { code => $_, status => 400, outcome => 'give up', sms => 1 } }
-		132000, 132005, 132007, 132012, 132018),
-
-	# one that nobody knows: by its status
-	{ code => 987001, status => 400, outcome => 'give up', sms => 1 },
-	{ code => 987002, status => 500, outcome => 'retry', sms => 1 });
-
-my @twilio = (
-	(map { { code => $_->[0], status => $_->[1], outcome => 'account' } }
-		[ 20003, 401 ], [ 20404, 404 ], [ 21212, 400 ], [ 21606, 400 ], [ 21608, 400 ],
-		[ 21703, 400 ], [ 21704, 400 ], [ 21705, 400 ], [ 30002, 400 ]),
-	{ code => 20429, status => 429, outcome => 'retry' },
-	{ code => 14107, status => 400, outcome => 'retry' },
-	{ code => 20503, status => 503, outcome => 'retry' },
-	{ code => 20500, status => 500, outcome => 'retry' },
-	(map { { code => $_, status => 400, outcome => 'give up' } }
-		21211, 21408, 21610, 21612, 21614, 21635, 21617, 21602, 21603, 21604,
-		30004, 30005, 30006, 30007, 30450, 30485),
-	{ code => 98701, status => 400, outcome => 'give up' },
-	{ code => 98702, status => 503, outcome => 'retry' });
 
 my $sim = OTP::Simulator->start;
 my $node = OTP::Cluster->start('main');
 $node->install;
 
 my $last_phone = 15550000000;
-
-# Make workspaces with accounts of their own
-sub make_workspaces
-{
-	my $names = join ', ', map { OTP::Cluster::quote($_) } @_;
-	my %sim = map { $_ => OTP::Cluster::quote($sim->$_) }
-	  qw(base_url phone_number_id token account_sid auth_token);
-	my $sender = OTP::Cluster::quote(OTP::Cluster::SMS_SENDER);
-
-	$node->run(<<"END");
-INSERT INTO otp.workspaces (name) SELECT unnest(ARRAY[$names]);
-INSERT INTO otp.templates (workspace_id, name, language)
-	SELECT workspace_id, 'otp_verification', 'en_US' FROM otp.workspaces WHERE name IN ($names);
-INSERT INTO otp.sms_texts (workspace_id, template, language, body)
-	SELECT workspace_id, 'otp_verification', 'en_US', '{code} it is' FROM otp.workspaces WHERE name IN ($names);
-SELECT otp.configure_meta(account => 'meta_' || name, workspace => name, base_url => $sim{base_url},
-		phone_number_id => $sim{phone_number_id}, access_token => $sim{token}),
-	otp.configure_twilio(account => 'twilio_' || name, workspace => name, base_url => $sim{base_url},
-		account_sid => $sim{account_sid}, auth_token => $sim{auth_token}, sender => $sender,
-		status_callback => 'https://example.com/receipt')
-FROM unnest(ARRAY[$names]) name;
-END
-	$node->lift_limits;
-	return;
-}
 
 # Send, and have the provider answer it so
 sub send_refused
@@ -152,14 +61,13 @@ END
 }
 
 # Start everything, so that it waits together
-my @cases = ((map { { %$_, api => 'meta' } } @meta), (map { { %$_, api => 'twilio' } } @twilio));
-foreach my $case (@cases)
-{
-	$case->{name} = "$case->{api}_$case->{code}";
-	$case->{name} .= "_$case->{subcode}" if $case->{subcode};
-	$case->{workspace} = $case->{name};
-}
-make_workspaces('stubborn', map { $_->{name} } @cases);
+my @cases = grep { !$_->{receipt} } OTP::ProviderCodes::cases();
+$_->{workspace} = $_->{name} foreach @cases;
+$node->make_workspaces($sim, 'stubborn', map { $_->{name} } @cases);
+$node->run(<<'END');
+INSERT INTO otp.sms_texts (workspace_id, template, language, body)
+	SELECT workspace_id, 'otp_verification', 'en_US', '{code} it is' FROM otp.workspaces WHERE name <> 'default';
+END
 $node->wait_for_sender;
 
 foreach my $case (@cases)

@@ -31,29 +31,6 @@ sub phone
 	return '+' . ++$last_phone;
 }
 
-# Make workspaces with accounts of their own, so that none meets another's breaker
-sub make_workspaces
-{
-	my $names = join ', ', map { OTP::Cluster::quote($_) } @_;
-	my %sim = map { $_ => OTP::Cluster::quote($sim->$_) }
-	  qw(base_url phone_number_id token account_sid auth_token);
-	my $sender = OTP::Cluster::quote(OTP::Cluster::SMS_SENDER);
-
-	$node->run(<<"END");
-INSERT INTO otp.workspaces (name) SELECT unnest(ARRAY[$names]);
-INSERT INTO otp.templates (workspace_id, name, language)
-	SELECT workspace_id, 'otp_verification', 'en_US' FROM otp.workspaces WHERE name IN ($names);
-SELECT otp.configure_meta(account => 'meta_' || name, workspace => name, base_url => $sim{base_url},
-		phone_number_id => $sim{phone_number_id}, access_token => $sim{token}),
-	otp.configure_twilio(account => 'twilio_' || name, workspace => name, base_url => $sim{base_url},
-		account_sid => $sim{account_sid}, auth_token => $sim{auth_token}, sender => $sender,
-		status_callback => 'https://example.com/receipt')
-FROM unnest(ARRAY[$names]) name;
-END
-	$node->lift_limits;
-	return;
-}
-
 # Send in a workspace; WhatsApp does this with it, so often
 sub send_to
 {
@@ -112,7 +89,7 @@ my %troubles = (
 my @once = map { "once_$_" } grep { $_ ne 'hang' } keys %troubles;
 my @always = map { "always_$_" } keys %troubles;
 my @fallback = map { "fallback_$_" } keys %troubles;
-make_workspaces(@once, @always, @fallback,
+$node->make_workspaces($sim, @once, @always, @fallback,
 	qw(bad_gateway retry_after pair outage expiry hold token slow hanging busy));
 $node->wait_for_sender;
 
@@ -328,7 +305,7 @@ $node->poll_query_until('postgres',
 $node->append_conf('postgresql.conf', 'otp.delivery = on');
 $node->reload;
 ok(defined message($fine)->{sent_at}, 'what is alive is sent');
-$node->wait_for_empty_outbox;
+$node->wait_until_sent;
 is(scalar asked($verified, 'meta'), 1, 'verified before the resend: not sent');
 is(scalar asked($canceled, 'meta'), 0, 'canceled before: not sent');
 is(scalar asked($guessed, 'meta'), 0, 'out of attempts before: not sent');

@@ -96,7 +96,7 @@ delivers('renamed', 'and delivers under its new name');
 
 # Once more for one event, and no more than once more
 $sim->forget_rules;
-$node->wait_for_empty_outbox(dbname => 'renamed');
+$node->wait_until_sent(dbname => 'renamed');
 is(scalar $sim->log(otp_id => $hung), 2, 'what was under way then is repeated once');
 
 hang('renamed');
@@ -252,7 +252,7 @@ foreach my $mode (qw(fast smart))
 	note "$mode: $took s";
 	$sim->forget_rules;
 	$node->start;
-	ok($node->wait_for_empty_outbox(dbname => 'renamed'), 'after which all is delivered');
+	ok($node->wait_until_sent(dbname => 'renamed'), 'after which all is delivered');
 	is(scalar $sim->log(otp_id => $id), 2, 'with one repeat');
 }
 

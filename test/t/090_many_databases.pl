@@ -72,7 +72,7 @@ foreach my $database (@databases[ 0 .. 9 ])
 }
 my $late = send_in($databases[11]);
 cmp_ok(seconds_until_arrival($late, $start), '<', 30, 'none starves while the others are busy');
-ok($node->wait_for_empty_outbox(dbname => $_), "$_ owes nothing") foreach @databases;
+ok($node->wait_until_sent(dbname => $_), "$_ owes nothing") foreach @databases;
 
 # Nor when the provider hangs for those that have the slots: a sender that is
 # asked to yield waits for its answers, which end after 10 s at the latest
@@ -90,7 +90,7 @@ cmp_ok((sort { $b <=> $a } @waits)[0], '<', 20, 'nor while a provider hangs for 
 note 'with hanging ones: ' . join ' ', map { sprintf '%.2f', $_ } @waits;
 $sim->forget_rules;
 $sim->release;
-ok($node->wait_for_empty_outbox(dbname => $_), "$_ owes nothing") foreach @databases;
+ok($node->wait_until_sent(dbname => $_), "$_ owes nothing") foreach @databases;
 
 # One LOG line says what is missing
 my @lines = grep { /worker slots for/ } split /\n/, slurp_file($node->logfile);
@@ -237,7 +237,7 @@ sub check_settings
 	$node->send($sms, channel => 'sms', %sane);
 	ok(poll_until { scalar $sim->log(otp_id => $id) }, "$what: WhatsApp");
 	ok(poll_until { scalar $sim->inbox($sms) }, "$what: SMS");
-	ok(poll_until { $node->value('SELECT count(*) FROM otp.outbox', %sane) == 0 }, "$what: settled");
+	ok($node->wait_until_sent(%sane), "$what: settled");
 	is( $node->value('SELECT last_error FROM otp.health WHERE last_error_at > sender_started_at', %sane),
 		'', "$what: no error");
 	return;
@@ -318,11 +318,7 @@ ok( $node->poll_query_until('postgres',
 		"SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = 'owned' AND backend_type = 'otp sender'"),
 	'by a sender that stays');
 my %as_admin = (options => '-c search_path=public -c statement_timeout=0');
-is( poll_until
-	{
-		$node->value('SELECT count(*) FROM otp.outbox', dbname => 'owned', %as_admin) eq '0'
-	},
-	1, 'and settled');
+ok($node->wait_until_sent(dbname => 'owned', %as_admin), 'and settled');
 is($node->value('SELECT count(*) FROM hostile.loot', dbname => 'owned', %as_admin),
 	0, 'and he has gained nothing');
 is($node->value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'otp sender' AND usename = 'owner'"),

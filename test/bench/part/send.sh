@@ -17,7 +17,7 @@ part_send() {
 		sed "s/LEAF/$leaf/g; s/LOWEST/$lowest/g" "$here/script/$name.sql" >"$place/$name.sql"
 	done
 	psql -X -q -v ON_ERROR_STOP=1 -f "$place/send_batch_function.sql"
-	delivery off
+	forget
 	sql "INSERT INTO otp.verifications (workspace_id, id, slot, created_xid, created_at, expires_at, key_id, length,
 			max_attempts, fallback_sms, phone, template, language, channel, salt, code_hash)
 		SELECT 1, bench.id(now() - interval '3 hours' + n * interval '3 hours' / $history), $leaf, n,

@@ -4,7 +4,8 @@
 # Each run guesses once at each of a set of fresh codes. They are made by
 # otp_send for a test number, so that the right code is known; then they are
 # turned into ordinary ones: an own phone each, and no test_outcome. Every run
-# begins with the same rows and a checkpoint.
+# begins with the same rows, an empty outbox and a checkpoint. A right guess
+# queues a row there that tells the sender, and so does the baseline's.
 #
 # Delivery is off, but the sender writes the counts of wrong guesses back all
 # the while: that belongs to the price of a wrong guess.
@@ -13,20 +14,9 @@ part_verify() {
 	local value clients round transactions count name
 	count=${quick:+3000}
 	count=${count:-24000}
-	delivery off
-	sql "TRUNCATE otp.verifications, otp.messages, otp.outbox, otp.phone_failures" \
-		"SELECT otp.set_test_number('+919999999999', '123456')" \
-		"CREATE TABLE bench.guesses AS
-			SELECT row_number() OVER (ORDER BY s.otp_id) AS n, s.otp_id, otp.parse_id(s.otp_id) AS id
-			FROM generate_series(1, $count) c, otp_send('+919999999999' || left('', c)) s" \
-		"SELECT otp.set_test_number('+919999999999', NULL)" \
-		"ALTER TABLE bench.guesses ADD PRIMARY KEY (n)" \
-		"GRANT SELECT ON bench.guesses TO app" \
-		"CREATE TABLE bench.fresh AS SELECT v.* FROM otp.verifications v ORDER BY v.id" \
-		"UPDATE bench.fresh SET phone = bench.phone(), test_outcome = NULL" \
-		"VACUUM ANALYZE bench.guesses" >/dev/null
-	leaf=$(sql "SELECT lpad(min(slot)::text, 2, '0') FROM bench.fresh HAVING min(slot) = max(slot)")
-	[ -n "$leaf" ] || fail 'Midnight (UTC) has passed just now: start again.'
+	forget
+	sql "TRUNCATE otp.phone_failures"
+	fresh_codes "$count"
 	for name in verify_bare verify_bare_wrong verify_batch_function; do
 		sed "s/LEAF/$leaf/g" "$here/script/$name.sql" >"$place/$name.sql"
 	done
@@ -57,7 +47,8 @@ part_verify() {
 		result_of_rounds "otp_verify, right code : the same in one round trip, $name" /s '' right batch
 	done
 	sql "DROP FUNCTION bench.bare_verify" "DROP TABLE bench.guesses, bench.fresh" \
-		"TRUNCATE otp.verifications, otp.messages, otp.outbox, otp.phone_failures"
+		"TRUNCATE otp.phone_failures"
+	forget
 }
 
 # Run one side on fresh rows, and look whether it did what it should: script, clients, transactions of each, code
@@ -67,11 +58,11 @@ verify_run() {
 	until [ "$(sql "SELECT ledger_used FROM otp.worker_status()")" = 0 ]; do
 		sleep 0.1
 	done
-	sql "TRUNCATE otp.verifications_$leaf, otp.phone_failures" \
+	sql "TRUNCATE otp.verifications_$leaf, otp.phone_failures, otp.outbox" \
 		"UPDATE bench.fresh SET expires_at = now() + interval '15 min' WHERE expires_at < now() + interval '5 min'" \
 		"INSERT INTO otp.verifications SELECT * FROM bench.fresh ORDER BY id" \
 		"VACUUM ANALYZE otp.verifications_$leaf"
-	pgbench_tps "$file" "$2" "$3" i=0 "clients=$2" "code=$4"
+	pgbench_tps "$file" "$2" "$3" i=0 first=1 "clients=$2" "code=$4"
 	read -r right wrong <<<"$(sql "SELECT count(verified_at), count(last_attempt_at) - count(verified_at) FROM otp.verifications_$leaf" | tr '|' ' ')"
 	[ $((right + wrong)) -eq $expected ] || fail "Of $expected guesses, $right were right and $wrong wrong."
 	[ "$4" != 123456 ] || [ "$right" -eq $expected ] || fail "Of $expected right guesses, $wrong were wrong."

@@ -1,6 +1,6 @@
 -- The statements that a verification cannot do without, one by one
 \set i :i + 1
-\set n (:i - 1) * :clients + :client_id + 1
+\set n (:i - 1) * :clients + :client_id + :first
 BEGIN;
 SELECT v.workspace_id, v.created_xid, v.created_at, v.expires_at, v.verified_at, v.canceled_at,
 	v.resent_at, v.last_attempt_at, v.key_id, v.length, v.attempts, v.max_attempts, v.resends, v.fallback_sms,
@@ -14,4 +14,6 @@ WHERE v.workspace_id = ANY ('{1}') AND v.id = (SELECT g.id FROM bench.guesses g 
 FOR NO KEY UPDATE OF v \gset row_
 UPDATE otp.verifications_LEAF SET verified_at = now(), last_attempt_at = now(), attempts = 1
 WHERE workspace_id = 1 AND id = :row_id::uuid;
+INSERT INTO otp.outbox (id, xid, origin, due_at, expires_at, workspace_id, slot, number, kind)
+VALUES (:row_id::uuid, :n, 1234567890123456789, now(), now() + interval '1 day', 1, LEAF, 0, 'verified');
 COMMIT;

@@ -1,6 +1,6 @@
 -- The statements that a verification cannot do without, one by one
 \set i :i + 1
-\set n (:i - 1) * :clients + :client_id + 1
+\set n (:i - 1) * :clients + :client_id + :first
 BEGIN;
 SELECT v.workspace_id, v.created_xid, v.created_at, v.expires_at, v.verified_at, v.canceled_at,
 	v.resent_at, v.last_attempt_at, v.key_id, v.length, v.attempts, v.max_attempts, v.resends, v.fallback_sms,

@@ -17,6 +17,8 @@ BEGIN
 	FOR NO KEY UPDATE OF v;
 	UPDATE otp.verifications_LEAF SET verified_at = now(), last_attempt_at = now(), attempts = 1
 	WHERE workspace_id = 1 AND id = r.id;
+	INSERT INTO otp.outbox (id, xid, origin, due_at, expires_at, workspace_id, slot, number, kind)
+	VALUES (r.id, number, 1234567890123456789, now(), now() + interval '1 day', 1, LEAF, 0, 'verified');
 	RETURN r.id IS NOT NULL;
 END
 $$;

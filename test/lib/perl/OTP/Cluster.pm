@@ -168,6 +168,56 @@ sub configure
 
 =pod
 
+=item $node->make_workspaces($sim, @names)
+
+Makes workspaces with accounts of their own at both providers, C<meta_NAME> and C<twilio_NAME>,
+so that none meets another's breaker; lifts all limits.
+
+=item $node->share_accounts(@names)
+
+Makes workspaces that use the accounts of C<default>.
+
+=cut
+
+sub make_workspaces
+{
+	my ($self, $sim, @names) = @_;
+	my $names = join ', ', map { quote($_) } @names;
+	my %sim = map { $_ => quote($sim->$_) } qw(base_url phone_number_id token account_sid auth_token);
+	my $sender = quote(SMS_SENDER);
+
+	$self->run(<<"END");
+INSERT INTO otp.workspaces (name) SELECT unnest(ARRAY[$names]);
+INSERT INTO otp.templates (workspace_id, name, language)
+	SELECT workspace_id, 'otp_verification', 'en_US' FROM otp.workspaces WHERE name IN ($names);
+SELECT otp.configure_meta(account => 'meta_' || name, workspace => name, base_url => $sim{base_url},
+		phone_number_id => $sim{phone_number_id}, access_token => $sim{token}),
+	otp.configure_twilio(account => 'twilio_' || name, workspace => name, base_url => $sim{base_url},
+		account_sid => $sim{account_sid}, auth_token => $sim{auth_token}, sender => $sender,
+		status_callback => 'https://example.com/receipt')
+FROM unnest(ARRAY[$names]) name;
+END
+	$self->lift_limits;
+	return;
+}
+
+sub share_accounts
+{
+	my ($self, @names) = @_;
+	my $names = join ', ', map { quote($_) } @names;
+
+	$self->run(<<"END");
+INSERT INTO otp.workspaces (name, whatsapp_account, sms_account)
+	SELECT unnest(ARRAY[$names]), whatsapp_account, sms_account FROM otp.workspaces WHERE name = 'default';
+INSERT INTO otp.templates (workspace_id, name, language)
+	SELECT workspace_id, 'otp_verification', 'en_US' FROM otp.workspaces WHERE name IN ($names);
+END
+	$self->lift_limits;
+	return;
+}
+
+=pod
+
 =item $node->lift_limits(...)
 
 Takes every limit of sending off all workspaces: for tests that send much.
@@ -388,9 +438,9 @@ sub error_of
 
 Waits until the database has a sender at work.
 
-=item $node->wait_for_empty_outbox(...)
+=item $node->wait_until_sent(...)
 
-Waits until nothing is owed any more.
+Waits until a provider has taken every message, or its verification has ended, and nothing else is queued.
 
 =cut
 
@@ -401,11 +451,18 @@ sub wait_for_sender
 		'SELECT sender_pid IS NOT NULL FROM otp.worker_status()');
 }
 
-sub wait_for_empty_outbox
+sub wait_until_sent
 {
 	my ($self, %where) = @_;
-	return $self->poll_query_until($where{dbname} // 'postgres',
-		'SELECT NOT EXISTS (SELECT 1 FROM otp.outbox)');
+	my $query = <<'END';
+SELECT NOT EXISTS (
+	SELECT 1 FROM otp.outbox o
+	WHERE o.kind <> 'message' OR NOT EXISTS (
+		SELECT 1 FROM otp.messages m
+		WHERE m.slot = o.slot AND m.workspace_id = o.workspace_id AND m.verification_id = o.id
+			AND m.number = o.number AND m.sent_at IS NOT NULL))
+END
+	return poll_until { $self->value($query, %where) eq 't' };
 }
 
 =pod

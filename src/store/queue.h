@@ -1,0 +1,42 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue.h
+ *	  Rows of otp.outbox, as backends queue them for the sender.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OTP_QUEUE_H
+#define OTP_QUEUE_H
+
+#include "datatype/timestamp.h"
+#include "utils/uuid.h"
+
+/* What a row of the outbox is; the names in its column kind are lower case */
+typedef enum OutboxKind
+{
+	OUTBOX_MESSAGE,				/* one to send, then to follow until its end */
+	OUTBOX_VERIFIED,			/* a verification has ended thus */
+	OUTBOX_CANCELED,
+	OUTBOX_RECEIPTS,			/* what a provider has told */
+	OUTBOX_JOB					/* anything else */
+} OutboxKind;
+
+/* Numbers of rows that are no messages */
+#define OUTBOX_NUMBER_OTHER 0
+#define OUTBOX_NUMBER_CANCELED (-1)
+
+/* How long receipts and jobs may wait for a sender */
+#define OUTBOX_PATIENCE_US (INT64CONST(86400) * 1000000)
+
+/*
+ * Queue a row that is no message, due at once; wake_at_commit is to follow.
+ * payload: JSON in server encoding, or NULL. Needs SPI_connect and the
+ * owner's scope.
+ */
+extern void queue_row(OutboxKind kind, const pg_uuid_t *id, int32 workspace_id, int slot,
+					  int number, TimestampTz expires_at, const char *payload);
+
+/* Queue receipts or a job, under an id of its own. */
+extern void queue_payload(OutboxKind kind, int32 workspace_id, const char *payload);
+
+#endif							/* OTP_QUEUE_H */

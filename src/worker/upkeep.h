@@ -1,0 +1,22 @@
+/*-------------------------------------------------------------------------
+ *
+ * upkeep.h
+ *	  What a sender does beside sending: retention and statistics.
+ *
+ * Each call is one small step in a transaction of its own, some milliseconds
+ * long, raises nothing, and gives the time of the next call.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OTP_UPKEEP_H
+#define OTP_UPKEEP_H
+
+#include "datatype/timestamp.h"
+
+/* Empty drawers of the history that are older than otp.retention (retention.c). */
+extern TimestampTz retention_turn(TimestampTz now);
+
+/* Sum up what has ended into otp.stats_hours and otp.usage_days (rollup.c). */
+extern TimestampTz rollup_turn(TimestampTz now);
+
+#endif							/* OTP_UPKEEP_H */
