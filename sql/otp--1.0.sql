@@ -441,13 +441,13 @@ AS 'MODULE_PATHNAME', 'otp_create_template' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.create_template IS
 'Queue the creation of an authentication template at Meta, in this transaction; otp.templates tells what came of it. For the extension''s owner.
 name: a to z, digits and underscores. language: such as en_US; the workspace''s default unless said. code_expiration_minutes: 1 to 90, told in the text; NULL: it does not tell. add_security_recommendation: "do not share this code". button: copy_code, one_tap or zero_tap, the last two with package_name and signature_hash of an Android app, zero_tap with zero_tap_terms_accepted. button_text, autofill_text: up to 25 characters; NULL: Meta''s own. message_send_ttl_seconds: 30 to 900; as long as the code unless said. variant_of: the template that this one stands in for when its minutes fit a code better. workspace: default unless said.
-Errors: 22023, 42501, 42704 (variant_of is not there), 42710 (it is there, and approved), 55000 (no Meta account with a waba_id).';
+Errors: 22023, 42501, 42704 (variant_of is not there), 42710 (it is there, and approved), 55000 (no Meta account with a waba_id), OT429 (more than 60 at once or 2 per second of create_template, sync_templates, send_test_webhook and replay_webhooks in a workspace).';
 
 CREATE FUNCTION otp.sync_templates(workspace text = NULL) RETURNS void
 AS 'MODULE_PATHNAME', 'otp_sync_templates' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.sync_templates IS
 'Queue the reading of the list of templates from Meta: statuses in otp.templates, of all workspaces that use the same account, become what Meta says, and authentication templates that the workspace does not have are added. For the extension''s owner.
-Errors: 42501, 42704, 55000 (no Meta account with a waba_id).';
+Errors: 42501, 42704, 55000 (no Meta account with a waba_id), OT429 as otp.create_template.';
 
 /* ------------------------------------------------------------- webhooks */
 
@@ -485,13 +485,13 @@ CREATE FUNCTION otp.send_test_webhook(endpoint_id int, event text = 'otp.verifie
 AS 'MODULE_PATHNAME', 'otp_send_test_webhook' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.send_test_webhook IS
 'Queue a webhook of made-up data, marked "test": true. For roles that the workspace is granted to.
-Result: its webhook-id; otp.webhook_deliveries tells what came of it. Errors: 42704 for an unknown endpoint, 55000 for a disabled one, 22023.';
+Result: its webhook-id; otp.webhook_deliveries tells what came of it. Errors: 42704 for an unknown endpoint, 55000 for a disabled one, 22023, OT429 for more than 60 at once or 2 per second of send_test_webhook, replay_webhooks, create_template and sync_templates in a workspace.';
 
 CREATE FUNCTION otp.replay_webhooks(
 	endpoint_id int, since timestamptz = pg_catalog.now() - interval '1 day', only_failed bool = true) RETURNS void
 AS 'MODULE_PATHNAME', 'otp_replay_webhooks' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.replay_webhooks IS
-'Queue webhooks of events since a time again, under their old ids: those that were given up, or, with only_failed false, all. Those still being tried are tried now. For roles that the workspace is granted to. Errors: 42704 for an unknown endpoint, 55000 for a disabled one, 22023.';
+'Queue webhooks of events since a time again, under their old ids: those that were given up, or, with only_failed false, all. Those still being tried are tried now. One that finds another under way takes its place, and goes back as far as both. For roles that the workspace is granted to. Errors: 42704 for an unknown endpoint, 55000 for a disabled one, 22023, OT429 as otp.send_test_webhook.';
 
 /* ------------------------------------------------------------- receipts */
 

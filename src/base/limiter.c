@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * limiter.c
- *	  Sends per second, across all backends.
+ *	  Sends and jobs per second, across all backends.
  *
- * A token bucket per workspace in shared memory. What a bucket knows is less
- * than two seconds old, so nothing is lost when a restart empties them.
+ * Token buckets per workspace in shared memory. What a bucket knows is some
+ * seconds old at most, so nothing is lost when a restart empties them.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,10 +17,37 @@
 #include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
+#include "base/error.h"
 #include "base/limiter.h"
 
-/* Workspaces that can send at the same moment; a full bucket makes room. */
-#define LIMITER_BUCKETS 4096
+/*
+ * Whatever a workspace queues beside codes, the one sender of the database
+ * has to do between the codes of all: a step of a job takes it up to some
+ * milliseconds. So many per second are a small part of its time, and more
+ * than people and schedules need; so many at once let a script set up a
+ * workspace with all its templates and endpoints.
+ */
+#define JOBS_PER_SECOND 2
+#define JOBS_AT_ONCE 60
+
+/* What is limited: each has buckets of its own, lest one take the other's room. */
+typedef enum LimiterKind
+{
+	LIMITER_SENDS,
+	LIMITER_JOBS,
+	LIMITER_KINDS
+} LimiterKind;
+
+static const struct
+{
+	const char *name;
+	int			buckets;		/* workspaces at the same moment; a full
+								 * bucket makes room */
+	int			seconds;		/* refill a bucket whole */
+}			kinds[LIMITER_KINDS] = {
+	[LIMITER_SENDS] = {"otp limiter buckets", 4096, 1},
+	[LIMITER_JOBS] = {"otp limiter job buckets", 1024, JOBS_AT_ONCE / JOBS_PER_SECOND}
+};
 
 typedef struct BucketKey
 {
@@ -36,14 +63,17 @@ typedef struct Bucket
 } Bucket;
 
 static LWLock **limiter_lock = NULL;
-static HTAB *limiter_hash = NULL;
+static HTAB *limiter_hashes[LIMITER_KINDS];
 
 /* Give the shared memory needed */
 Size
 limiter_shmem_size(void)
 {
-	return add_size(MAXALIGN(sizeof(LWLock *)),
-					hash_estimate_size(LIMITER_BUCKETS, sizeof(Bucket)));
+	Size		size = MAXALIGN(sizeof(LWLock *));
+
+	for (int i = 0; i < LIMITER_KINDS; i++)
+		size = add_size(size, hash_estimate_size(kinds[i].buckets, sizeof(Bucket)));
+	return size;
 }
 
 /* Set up or find the shared memory */
@@ -60,29 +90,31 @@ limiter_shmem_init(void)
 	memset(&info, 0, sizeof(info));
 	info.keysize = sizeof(BucketKey);
 	info.entrysize = sizeof(Bucket);
-	limiter_hash = ShmemInitHash("otp limiter buckets", LIMITER_BUCKETS, LIMITER_BUCKETS,
-								 &info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
+	for (int i = 0; i < LIMITER_KINDS; i++)
+		limiter_hashes[i] = ShmemInitHash(kinds[i].name, kinds[i].buckets, kinds[i].buckets,
+										  &info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
 }
 
-/* Drop buckets that a second has refilled: a new one says the same */
+/* Drop buckets that time has refilled: a new one says the same */
 static void
-drop_full_buckets(TimestampTz now)
+drop_full_buckets(LimiterKind kind, TimestampTz now)
 {
 	HASH_SEQ_STATUS status;
 	Bucket	   *bucket;
 
-	hash_seq_init(&status, limiter_hash);
+	hash_seq_init(&status, limiter_hashes[kind]);
 	while ((bucket = hash_seq_search(&status)) != NULL)
 	{
-		if (now - bucket->filled_at > USECS_PER_SEC)
-			(void) hash_search(limiter_hash, &bucket->key, HASH_REMOVE, NULL);
+		if (now - bucket->filled_at > kinds[kind].seconds * USECS_PER_SEC)
+			(void) hash_search(limiter_hashes[kind], &bucket->key, HASH_REMOVE, NULL);
 	}
 }
 
-/* Take one send */
-bool
-limiter_take(int32 workspace_id, int per_second, int *retry_after)
+/* Take one from a bucket that refills so fast, and holds so many */
+static bool
+take(LimiterKind kind, int32 workspace_id, int per_second, int size)
 {
+	HTAB	   *hash = limiter_hashes[kind];
 	BucketKey	key;
 	Bucket	   *bucket;
 	TimestampTz now;
@@ -100,18 +132,18 @@ limiter_take(int32 workspace_id, int per_second, int *retry_after)
 	 * something the bucket would fill again from then on.
 	 */
 	now = GetCurrentTimestamp();
-	bucket = hash_search(limiter_hash, &key, HASH_ENTER_NULL, &found);
+	bucket = hash_search(hash, &key, HASH_ENTER_NULL, &found);
 	if (bucket == NULL)
 	{
-		drop_full_buckets(now);
-		bucket = hash_search(limiter_hash, &key, HASH_ENTER_NULL, &found);
+		drop_full_buckets(kind, now);
+		bucket = hash_search(hash, &key, HASH_ENTER_NULL, &found);
 	}
 	if (bucket != NULL)
 	{
 		if (!found)
-			bucket->tokens = per_second;
+			bucket->tokens = size;
 		else if (now > bucket->filled_at)
-			bucket->tokens = Min((double) per_second,
+			bucket->tokens = Min((double) size,
 								 bucket->tokens + (double) (now - bucket->filled_at) * per_second / USECS_PER_SEC);
 
 		/*
@@ -126,8 +158,24 @@ limiter_take(int32 workspace_id, int per_second, int *retry_after)
 		}
 	}
 	LWLockRelease(*limiter_lock);
+	return taken;
+}
 
+/* Take one send */
+bool
+limiter_take(int32 workspace_id, int per_second, int *retry_after)
+{
 	/* One second refills a bucket whole, whatever its size */
 	*retry_after = 1;
-	return taken;
+	return take(LIMITER_SENDS, workspace_id, per_second, per_second);
+}
+
+/* Take one job, or raise */
+void
+limiter_take_job(int32 workspace_id)
+{
+	if (!take(LIMITER_JOBS, workspace_id, JOBS_PER_SECOND, JOBS_AT_ONCE))
+		error_raise(OTP_RATE_LIMIT_EXCEEDED, "too many test webhooks, replays and requests about templates are being queued",
+					"Wait for the seconds of retry_after. A workspace may queue 60 at once, and 2 per second.",
+					1, "jobs_per_second");
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * limiter.h
- *	  Sends per second, across all backends.
+ *	  Sends and jobs per second, across all backends.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,5 +19,12 @@ extern void limiter_shmem_init(void);
  * seconds, at least 1, after which there is one again.
  */
 extern bool limiter_take(int32 workspace_id, int per_second, int *retry_after);
+
+/*
+ * The same for what a workspace has the sender do beside codes: test
+ * webhooks, replays, requests about templates. Raises rate_limit_exceeded
+ * when there is none; what is taken is not given back by a rollback.
+ */
+extern void limiter_take_job(int32 workspace_id);
 
 #endif							/* OTP_LIMITER_H */

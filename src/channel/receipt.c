@@ -49,7 +49,10 @@ digest_add_status(ReceiptDigest *digest, const char *id, int number, const Recei
 		appendStringInfoChar(out, ',');
 	appendStringInfo(out, "{\"id\":\"%.*s\",\"status\":\"%s\"", OTP_ID_LENGTH, id, names[receipt->status]);
 
-	/* Thousands of them wait in a row of the outbox: what is usual is left out */
+	/*
+	 * Thousands of them wait in a row of the outbox: what is usual is left
+	 * out
+	 */
 	if (number != 1)
 		appendStringInfo(out, ",\"number\":%d", number);
 	if (receipt->at != 0)

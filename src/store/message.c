@@ -22,6 +22,20 @@
 #include "store/outbox.h"
 #include "store/plan.h"
 
+/*
+ * A leaf is joined to the keys by the index, whatever the statistics. Of one
+ * that was empty when it was last analyzed, as tomorrow's mostly is, a plain
+ * join looks as cheap the other way round, through the whole leaf: OFFSET 0
+ * keeps the planner from that.
+ */
+#define VERIFICATION_OF_KEY \
+	" CROSS JOIN LATERAL (SELECT * FROM otp.verifications_%02d v" \
+	" WHERE v.workspace_id = k.workspace_id AND v.id = k.id OFFSET 0) v"
+#define MESSAGE_OF_KEY \
+	" CROSS JOIN LATERAL (SELECT i.ctid AS place FROM otp.messages_%02d i" \
+	" WHERE i.workspace_id = k.workspace_id AND i.verification_id = k.id AND i.number = k.number OFFSET 0) l" \
+	" WHERE m.ctid = l.place"
+
 /* Collect the indexes of a leaf's keys among those wanted */
 static int
 keys_of_leaf(const MessageKey *keys, const bool *wanted, int n, int leaf, int *members)
@@ -86,7 +100,7 @@ load_leaf(int leaf, const MessageKey *keys, MessageSource *sources,
 				   " v.verified_at IS NOT NULL OR v.canceled_at IS NOT NULL, v.attempts >= v.max_attempts,"
 				   " v.fallback_sms, v.key_id, v.length, v.salt, v.phone, v.template, v.language, v.created_at"
 				   " FROM unnest($1, $2) WITH ORDINALITY k (workspace_id, id, n)"
-				   " JOIN otp.verifications_%02d v ON v.workspace_id = k.workspace_id AND v.id = k.id",
+				   VERIFICATION_OF_KEY,
 				   2, types);
 	key_arrays(keys, members, count, values);
 	plan_run(plans[leaf], values, NULL, NULL, true, 0);
@@ -161,7 +175,7 @@ load_texts_leaf(int leaf, const MessageKey *keys, MessageSource *sources,
 	plan_keep_leaf(plans, leaf,
 				   "SELECT k.n, t.body, t.last_line, t.sender, t.dlt_entity_id, t.dlt_template_id"
 				   " FROM unnest($1, $2) WITH ORDINALITY k (workspace_id, id, n)"
-				   " JOIN otp.verifications_%02d v ON v.workspace_id = k.workspace_id AND v.id = k.id"
+				   VERIFICATION_OF_KEY
 				   " CROSS JOIN LATERAL (SELECT s.* FROM otp.sms_texts s"
 				   " WHERE s.workspace_id = v.workspace_id"
 				   " AND s.template IN (v.template, 'otp_verification')"
@@ -326,8 +340,7 @@ update_leaf(int leaf, const MessageRow *rows, const int *members, int count)
 				   " sent_at = CASE WHEN k.again THEN NULL ELSE coalesce(m.sent_at, k.sent_at) END,"
 				   " failed_at = CASE WHEN k.again THEN NULL ELSE coalesce(k.failed_at, m.failed_at) END,"
 				   " message_id = coalesce(k.message_id, m.message_id), ended_reason = k.ended_reason"
-				   MESSAGE_UNNEST
-				   " WHERE m.workspace_id = k.workspace_id AND m.verification_id = k.id AND m.number = k.number",
+				   MESSAGE_UNNEST MESSAGE_OF_KEY,
 				   MESSAGE_NCOLUMNS, message_arrays);
 	message_values(rows, members, count, values);
 	plan_run(plans[leaf], values, NULL, NULL, false, 0);
@@ -415,12 +428,14 @@ load_states_leaf(int leaf, const MessageKey *keys, const int *members, int count
 		plan_keep_leaf(any_plans, leaf,
 					   STATE_COLUMNS
 					   " CROSS JOIN unnest($3) w (id)"
-					   " JOIN otp.messages_%02d m ON m.workspace_id = w.id AND m.verification_id = k.id",
+					   " CROSS JOIN LATERAL (SELECT * FROM otp.messages_%02d m"
+					   " WHERE m.workspace_id = w.id AND m.verification_id = k.id OFFSET 0) m",
 					   3, types);
 	else
 		plan_keep_leaf(plans, leaf,
 					   STATE_COLUMNS
-					   " JOIN otp.messages_%02d m ON m.workspace_id = k.workspace_id AND m.verification_id = k.id",
+					   " CROSS JOIN LATERAL (SELECT * FROM otp.messages_%02d m"
+					   " WHERE m.workspace_id = k.workspace_id AND m.verification_id = k.id OFFSET 0) m",
 					   2, types);
 	key_arrays(keys, members, count, values);
 	values[2] = workspaces;
@@ -513,7 +528,7 @@ message_load_ends(const MessageKey *keys, MessageEnd *ends, int n)
 					   " EXISTS (SELECT 1 FROM otp.verifications_%02d l"
 					   " WHERE l.workspace_id = k.workspace_id AND l.id = k.id FOR SHARE SKIP LOCKED)"
 					   " FROM unnest($1, $2) WITH ORDINALITY k (workspace_id, id, n)"
-					   " JOIN otp.verifications_%02d v ON v.workspace_id = k.workspace_id AND v.id = k.id",
+					   VERIFICATION_OF_KEY,
 					   2, types);
 		count = keys_of_leaf(keys, NULL, n, leaf, members);
 		key_arrays(keys, members, count, values);
@@ -577,7 +592,7 @@ write_receipts_leaf(int leaf, const MessageReceipt *receipts, const int *members
 				   " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 				   " k (workspace_id, id, number, delivered_at, failed_at, provider_code,"
 				   " detail, category, price, price_unit)"
-				   " WHERE m.workspace_id = k.workspace_id AND m.verification_id = k.id AND m.number = k.number",
+				   MESSAGE_OF_KEY,
 				   RECEIPT_NCOLUMNS, arrays);
 	for (int c = 0; c < RECEIPT_NCOLUMNS; c++)
 	{

@@ -28,6 +28,11 @@ const char *const webhook_events[WEBHOOK_EVENTS] = {
 
 static const char *const status_names[] = {"enabled", "paused", "disabled"};
 
+/* By the index, whatever the statistics: see message.c */
+#define ROW_OF_KEY \
+	" CROSS JOIN LATERAL (SELECT i.ctid AS place FROM otp.webhook_outbox i" \
+	" WHERE i.endpoint_id = k.endpoint_id AND i.id = k.id OFFSET 0) l WHERE o.ctid = l.place"
+
 /* ---- for the verbs ---- */
 
 /* Name what secrets are sealed for */
@@ -498,16 +503,19 @@ webhook_insert(const WebhookRow *rows, int n)
 	MemoryContextSwitchTo(context);
 }
 
-/* Take over the rows of a statement; columns as row_elements */
+/*
+ * Take over the rows of a statement; columns as row_elements, and one more
+ * that says which are wanted, unless that is NULL
+ */
 static int
-take_rows(WebhookRow *rows)
+take_rows(WebhookRow *rows, bool *wanted)
 {
 	int			n = (int) SPI_processed;
 
 	for (int i = 0; i < n; i++)
 	{
-		Datum		v[ROW_NCOLUMNS];
-		bool		nulls[ROW_NCOLUMNS];
+		Datum		v[ROW_NCOLUMNS + 1];
+		bool		nulls[ROW_NCOLUMNS + 1];
 		WebhookRow *row = &rows[i];
 
 		memset(row, 0, sizeof(WebhookRow));
@@ -525,6 +533,8 @@ take_rows(WebhookRow *rows)
 		row->tries = DatumGetInt16(v[8]);
 		row->attempts = DatumGetInt16(v[9]);
 		row->due_at = DatumGetTimestampTz(v[10]);
+		if (wanted != NULL)
+			wanted[i] = DatumGetBool(v[ROW_NCOLUMNS]);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return n;
@@ -550,7 +560,7 @@ webhook_read(int32 endpoint_id, const pg_uuid_t *after, WebhookRow *rows)
 	values[1] = UUIDPGetDatum(after);
 	values[2] = Int64GetDatum(roster_origin());
 	plan_run(plan, values, NULL, NULL, true, 0);
-	n = take_rows(rows);
+	n = take_rows(rows, NULL);
 	MemoryContextSwitchTo(context);
 	return n;
 }
@@ -686,14 +696,12 @@ webhook_write_attempts(const WebhookAttempt *attempts, int n)
 			continue;
 		if (over == 1)
 			plan = plan_keep(&delete_plan,
-							 "DELETE FROM otp.webhook_outbox o USING unnest($1, $2) k (endpoint_id, id)"
-							 " WHERE o.endpoint_id = k.endpoint_id AND o.id = k.id",
+							 "DELETE FROM otp.webhook_outbox o USING unnest($1, $2) k (endpoint_id, id)" ROW_OF_KEY,
 							 2, types);
 		else
 			plan = plan_keep(&update_plan,
 							 "UPDATE otp.webhook_outbox o SET tries = k.tries, attempts = k.attempts, due_at = k.due_at"
-							 " FROM unnest($1, $2, $3, $4, $5) k (endpoint_id, id, tries, attempts, due_at)"
-							 " WHERE o.endpoint_id = k.endpoint_id AND o.id = k.id",
+							 " FROM unnest($1, $2, $3, $4, $5) k (endpoint_id, id, tries, attempts, due_at)" ROW_OF_KEY,
 							 lengthof(types), types);
 		values[0] = row_column(&attempts->row, sizeof(WebhookAttempt), members, count, 2);
 		values[1] = row_column(&attempts->row, sizeof(WebhookAttempt), members, count, 0);
@@ -705,41 +713,60 @@ webhook_write_attempts(const WebhookAttempt *attempts, int n)
 	MemoryContextSwitchTo(context);
 }
 
-/* Read webhooks of one leaf that are to be replayed */
+/* Look for webhooks in one leaf that are to be replayed */
 int
-webhook_read_attempts(int leaf, int32 workspace_id, int32 endpoint_id, const pg_uuid_t *after,
-					  const pg_uuid_t *until, bool only_failed, WebhookRow *rows)
+webhook_read_attempts(int leaf, int32 workspace_id, int32 endpoint_id, WebhookPosition *position,
+					  const pg_uuid_t *until, bool only_failed, WebhookRow *rows, int *looked_at)
 {
 	static SPIPlanPtr plans[ULID_SLOTS];
-	Oid			types[] = {INT4OID, INT4OID, UUIDOID, UUIDOID, BOOLOID};
-	Datum		values[5];
+	Oid			types[] = {INT4OID, INT4OID, UUIDOID, UUIDOID, BOOLOID, INT2OID};
+	Datum		values[6];
 	MemoryContext context = CurrentMemoryContext;
-	int			n;
+	bool		wanted[WEBHOOK_BATCH];
+	int			n = 0;
 
 	/*
 	 * The last attempt of each: where it is not the end, the row is still
-	 * owed
+	 * owed. LIMIT is on what is looked at, and the questions about each are
+	 * asked one by one, in this order, of an index: OFFSET 0 keeps the
+	 * planner from making joins of them, which might read it all.
 	 */
+	StaticAssertStmt(WEBHOOK_BATCH == 500, "LIMIT below");
 	plan_keep_leaf(plans, leaf,
 				   "SELECT a.webhook_id, a.workspace_id, a.endpoint_id, a.verification_id, a.slot, a.number, a.event,"
-				   " a.occurred_at, 0::int2, a.attempt, a.attempted_at FROM otp.webhook_attempts_%02d a"
-				   " WHERE a.workspace_id = $1 AND a.endpoint_id = $2 AND a.webhook_id > $3 AND a.webhook_id <= $4"
-				   " AND NOT EXISTS (SELECT 1 FROM otp.webhook_attempts_%02d b WHERE b.workspace_id = $1"
-				   " AND b.endpoint_id = $2 AND b.webhook_id = a.webhook_id AND b.attempt > a.attempt)"
-				   " AND NOT ($5 AND EXISTS (SELECT 1 FROM otp.webhook_attempts_%02d b WHERE b.workspace_id = $1"
-				   " AND b.endpoint_id = $2 AND b.webhook_id = a.webhook_id AND b.delivered))"
-				   " AND NOT EXISTS (SELECT 1 FROM otp.webhook_outbox o WHERE o.endpoint_id = $2 AND o.id = a.webhook_id)"
-				   " ORDER BY a.webhook_id LIMIT 500",
+				   " a.occurred_at, 0::int2, a.attempt, a.attempted_at, CASE"
+				   " WHEN EXISTS (SELECT 1 FROM otp.webhook_attempts_%02d b WHERE b.workspace_id = $1"
+				   " AND b.endpoint_id = $2 AND b.webhook_id = a.webhook_id AND b.attempt > a.attempt OFFSET 0) THEN false"
+				   " WHEN EXISTS (SELECT 1 FROM otp.webhook_outbox o"
+				   " WHERE o.endpoint_id = $2 AND o.id = a.webhook_id OFFSET 0) THEN false"
+				   " WHEN $5 THEN NOT EXISTS (SELECT 1 FROM otp.webhook_attempts_%02d b WHERE b.workspace_id = $1"
+				   " AND b.endpoint_id = $2 AND b.webhook_id = a.webhook_id AND b.delivered OFFSET 0)"
+				   " ELSE true END"
+				   " FROM (SELECT * FROM otp.webhook_attempts_%02d l WHERE l.workspace_id = $1 AND l.endpoint_id = $2"
+				   " AND (l.webhook_id, l.attempt) > ($3, $6) AND l.webhook_id <= $4"
+				   " ORDER BY l.webhook_id, l.attempt LIMIT 500) a ORDER BY a.webhook_id, a.attempt",
 				   lengthof(types), types);
 	values[0] = Int32GetDatum(workspace_id);
 	values[1] = Int32GetDatum(endpoint_id);
-	values[2] = UUIDPGetDatum(after);
+	values[2] = UUIDPGetDatum(&position->id);
 	values[3] = UUIDPGetDatum(until);
 	values[4] = BoolGetDatum(only_failed);
+	values[5] = Int16GetDatum(position->attempt);
 	plan_run(plans[leaf], values, NULL, NULL, true, 0);
-	n = take_rows(rows);
-	for (int i = 0; i < n; i++)
-		rows[i].slot = rows[i].test ? 0 : ulid_slot(&rows[i].verification_id);
+	*looked_at = take_rows(rows, wanted);
+	if (*looked_at > 0)
+	{
+		position->id = rows[*looked_at - 1].id;
+		position->attempt = rows[*looked_at - 1].attempts;
+	}
+	for (int i = 0; i < *looked_at; i++)
+	{
+		if (!wanted[i])
+			continue;
+		rows[n] = rows[i];
+		rows[n].slot = rows[n].test ? 0 : ulid_slot(&rows[n].verification_id);
+		n++;
+	}
 	MemoryContextSwitchTo(context);
 	return n;
 }
@@ -768,12 +795,14 @@ load_sources_leaf(int leaf, const WebhookRow *rows, WebhookSource *sources, cons
 				   " f.channel, f.ended_reason, f.detail, f.provider_code,"
 				   " f.sent_at IS NOT NULL AND f.failed_at IS NULL"
 				   " FROM unnest($1, $2, $3) WITH ORDINALITY k (workspace_id, id, number, n)"
-				   " JOIN otp.verifications_%02d v ON v.workspace_id = k.workspace_id AND v.id = k.id"
+				   " CROSS JOIN LATERAL (SELECT * FROM otp.verifications_%02d w"
+				   " WHERE w.workspace_id = k.workspace_id AND w.id = k.id OFFSET 0) v"
 				   " LEFT JOIN LATERAL (SELECT * FROM otp.messages_%02d l WHERE l.workspace_id = k.workspace_id"
 				   " AND l.verification_id = k.id AND (k.number = 0 OR l.number = k.number)"
 				   " ORDER BY l.number DESC LIMIT 1) m ON true"
-				   " LEFT JOIN otp.messages_%02d f ON k.number > 0 AND k.number % 2 = 0 AND f.workspace_id = k.workspace_id"
-				   " AND f.verification_id = k.id AND f.number = k.number - 1",
+				   " LEFT JOIN LATERAL (SELECT * FROM otp.messages_%02d p WHERE k.number > 0 AND k.number % 2 = 0"
+				   " AND p.workspace_id = k.workspace_id AND p.verification_id = k.id"
+				   " AND p.number = k.number - 1 OFFSET 0) f ON true",
 				   lengthof(types), types);
 	values[0] = row_column(rows, sizeof(WebhookRow), members, count, 1);
 	values[1] = row_column(rows, sizeof(WebhookRow), members, count, 3);

@@ -108,7 +108,7 @@ typedef struct WebhookRow
 	TimestampTz due_at;
 } WebhookRow;
 
-/* Most rows that one call of webhook_read or webhook_read_attempts gives */
+/* Most rows that one call of webhook_read or webhook_read_attempts reads */
 #define WEBHOOK_BATCH 500
 
 /* Insert rows. */
@@ -135,12 +135,21 @@ typedef struct WebhookAttempt
 /* Write attempts down, and their rows as they are now. */
 extern void webhook_write_attempts(const WebhookAttempt *attempts, int n);
 
+/* How far the attempts of a leaf have been looked at: up to this one */
+typedef struct WebhookPosition
+{
+	pg_uuid_t	id;
+	int16		attempt;
+} WebhookPosition;
+
 /*
- * Read webhooks of an endpoint from one leaf of the attempts, behind an id
- * and up to another, in order; those that are still owed are left out.
+ * Look at the next attempts of an endpoint in one leaf, behind a position and
+ * up to an id, and move the position on; gives the webhooks among them that
+ * are to be replayed. Those that are still owed are left out. *looked_at is
+ * WEBHOOK_BATCH at most, however few are to be replayed; fewer: that was all.
  */
-extern int	webhook_read_attempts(int leaf, int32 workspace_id, int32 endpoint_id, const pg_uuid_t *after,
-								  const pg_uuid_t *until, bool only_failed, WebhookRow *rows);
+extern int	webhook_read_attempts(int leaf, int32 workspace_id, int32 endpoint_id, WebhookPosition *position,
+								  const pg_uuid_t *until, bool only_failed, WebhookRow *rows, int *looked_at);
 
 /* Delete rows of other servers and databases that are from before a time. */
 extern void webhook_delete_foreign(TimestampTz before);

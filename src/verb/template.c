@@ -16,6 +16,7 @@
 #include "utils/builtins.h"
 
 #include "base/json.h"
+#include "base/limiter.h"
 #include "store/queue.h"
 #include "store/template.h"
 #include "verb/verb.h"
@@ -350,6 +351,9 @@ otp_create_template(PG_FUNCTION_ARGS)
 	}
 	require_account(w);
 	require_creatable(w, &wish);
+
+	/* Last, so that a refused call takes nothing from it */
+	limiter_take_job(w->workspace_id);
 	template_request(w->workspace_id, wish.name, wish.language, wish.minutes, wish.variant_of);
 	queue_creation(w, &wish);
 	wake_at_commit();
@@ -371,6 +375,7 @@ otp_sync_templates(PG_FUNCTION_ARGS)
 	verb_begin(&scope, "sync_templates", VERB_WRITES);
 	w = workspace_named(workspace);
 	require_account(w);
+	limiter_take_job(w->workspace_id);
 	queue_payload(OUTBOX_JOB, w->workspace_id, "{\"do\":\"sync_templates\"}");
 	wake_at_commit();
 	verb_end(&scope);

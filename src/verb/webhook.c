@@ -21,6 +21,7 @@
 #include "base/base64.h"
 #include "base/guc.h"
 #include "base/http.h"
+#include "base/limiter.h"
 #include "store/queue.h"
 #include "store/webhook.h"
 #include "verb/verb.h"
@@ -251,6 +252,9 @@ otp_send_test_webhook(PG_FUNCTION_ARGS)
 	check_event(event);
 	refuse_disabled(status, endpoint_id);
 
+	/* Last, so that a refused call takes nothing from it */
+	limiter_take_job(workspace_id);
+
 	ulid_make(&id, GetCurrentTimestamp());
 	ulid_format(&id, text);
 	queue_payload(OUTBOX_JOB, workspace_id,
@@ -282,6 +286,7 @@ otp_replay_webhooks(PG_FUNCTION_ARGS)
 	if (TIMESTAMP_NOT_FINITE(since) || since > now)
 		error_invalid_argument("argument \"since\" is not a moment in the past", "Nothing is kept longer than otp.retention says.");
 	refuse_disabled(status, endpoint_id);
+	limiter_take_job(workspace_id);
 
 	ulid_lowest(&id, since);
 	ulid_format(&id, after);

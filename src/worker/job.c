@@ -13,7 +13,11 @@
  *		anything else is the webhooks'
  *
  * Nothing but the memory of the running sender knows how far a job is: the
- * next sender begins it again, which does no harm.
+ * next sender begins it again, which does no harm. For the same reason no
+ * step waits for the disk.
+ *
+ * Codes come first, and there may be any number of jobs: of those that nobody
+ * has looked at yet little more than their place in the outbox is in memory.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,7 +25,11 @@
 #include "base/compat.h"
 
 #include "lib/ilist.h"
+#include "lib/pairingheap.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -33,9 +41,12 @@
 #include "worker/sender.h"
 #include "worker/webhook.h"
 
-/* Codes come first: so many requests at a time, and so many steps in a turn */
+/* Codes come first: so many requests at a time, and so many steps in a turn when there are none */
 #define MAX_IN_FLIGHT 4
 #define STEPS_PER_TURN 4
+
+/* Most jobs that have been begun, some kB each: those that wait for Meta are among them. */
+#define MAX_BEGUN 4000
 
 /* Nobody waits at a login form for this. */
 #define REQUEST_TIMEOUT_MS 30000
@@ -78,14 +89,21 @@ typedef enum JobState
 	JOB_ANSWERED				/* the answer is to be written */
 } JobState;
 
+/* A job that has not been begun */
+typedef struct NewJob
+{
+	dlist_node	node;
+	OutboxRow	row;
+} NewJob;
+
 typedef struct Job
 {
 	RequestKind request_kind;	/* first: the HTTP client hands it back */
 	JobState	state;
-	dlist_node	node;			/* of all_jobs */
+	pairingheap_node node;		/* of ready or wanting, unless in flight */
 	MemoryContext context;		/* of the job and all it has */
 	OutboxRow	row;
-	char	   *payload;		/* in server encoding */
+	char	   *payload;		/* in server encoding; NULL: to be read */
 	TimestampTz due_at;
 	int			tries;			/* in a row that are to be repeated */
 	int			errors;			/* steps in a row that failed */
@@ -99,7 +117,6 @@ typedef struct Job
 	char		after[META_TEMPLATE_CURSOR_SIZE];
 	int			page_size;
 	int			pages;
-	bool		found;			/* the one that is looked up */
 	TimestampTz listing_since;	/* the first page was asked for */
 
 	/* of the request */
@@ -122,6 +139,7 @@ typedef struct Step
 {
 	Job		   *job;
 	TimestampTz now;
+	bool		place;			/* for a request */
 	bool		begun;			/* the transaction has */
 	bool		webhooks;		/* were told to do it */
 	StepEnd		end;
@@ -129,74 +147,128 @@ typedef struct Step
 	HttpRequest request;
 } Step;
 
-static dlist_head all_jobs = DLIST_STATIC_INIT(all_jobs);
+/* Order jobs by time, then by age */
+static int
+compare_jobs(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+{
+	const Job  *left = pairingheap_const_container(Job, node, a);
+	const Job  *right = pairingheap_const_container(Job, node, b);
+
+	if (left->due_at != right->due_at)
+		return left->due_at < right->due_at ? 1 : -1;
+	return memcmp(&right->row.id, &left->row.id, UUID_LEN);
+}
+
+/* Those that have not been begun, by age */
+static dlist_head new_jobs = DLIST_STATIC_INIT(new_jobs);
+static int	nnew = 0;
+
+/* Those that have: their next step needs no place, or wants to make a request */
+static pairingheap ready = {compare_jobs, NULL, NULL};
+static pairingheap wanting = {compare_jobs, NULL, NULL};
+static int	nbegun = 0;
 static int	in_flight = 0;
-static TimestampTz next_start = DT_NOEND;	/* of those that wait */
-static TimestampTz next_write = DT_NOEND;	/* of those that are answered */
+static TimestampTz full_until = 0;	/* no request before */
+static TimestampTz no_step_before = 0;
 static MemoryContext step_context = NULL;
 
-/* ---- the list ---- */
-
-/* Find out when the next ones are due */
-static void
-find_next(void)
-{
-	dlist_iter	iter;
-
-	next_start = next_write = DT_NOEND;
-	dlist_foreach(iter, &all_jobs)
-	{
-		Job		   *job = dlist_container(Job, node, iter.cur);
-
-		if (job->state == JOB_WAITING)
-			next_start = Min(next_start, job->due_at);
-		else if (job->state == JOB_ANSWERED)
-			next_write = Min(next_write, job->due_at);
-	}
-}
-
-/* Forget a job */
-static void
-job_free(Job *job)
-{
-	dlist_delete(&job->node);
-	json_decref(job->spec);
-	MemoryContextDelete(job->context);
-}
+/* ---- the lists ---- */
 
 /* Take a job over */
 void
-jobs_take(const OutboxRow *row, const char *payload)
+jobs_take(const OutboxRow *row)
+{
+	NewJob	   *job = MemoryContextAlloc(TopMemoryContext, sizeof(NewJob));
+
+	job->row = *row;
+	dlist_push_tail(&new_jobs, &job->node);
+	nnew++;
+}
+
+/* Give the first of the new jobs, if one may be begun */
+static NewJob *
+first_new(void)
+{
+	return nnew == 0 || nbegun >= MAX_BEGUN ? NULL : dlist_container(NewJob, node, dlist_head_node(&new_jobs));
+}
+
+/* Give the first of a heap; NULL when there is none */
+static Job *
+first_of(pairingheap *heap)
+{
+	return pairingheap_is_empty(heap) ? NULL : pairingheap_container(Job, node, pairingheap_first(heap));
+}
+
+/* Begin a new job */
+static Job *
+begin_job(NewJob *first)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "otp job", ALLOCSET_SMALL_SIZES);
 	Job		   *job = MemoryContextAllocZero(context, sizeof(Job));
 
 	job->request_kind = REQUEST_JOB;
 	job->context = context;
-	job->answer_context = AllocSetContextCreate(context, "otp job answer", ALLOCSET_SMALL_SIZES);
-	job->row = *row;
-	job->payload = MemoryContextStrdup(context, payload != NULL ? payload : "");
+	job->row = first->row;
 	job->page_size = PAGE_SIZE;
-	job->due_at = row->due_at;
-	dlist_push_tail(&all_jobs, &job->node);
-	next_start = Min(next_start, job->due_at);
+	job->due_at = first->row.due_at;
+	nbegun++;
+
+	dlist_delete(&first->node);
+	pfree(first);
+	nnew--;
+	return job;
 }
 
-/* Choose the job whose turn it is */
-static Job *
-next_job(bool can_start, TimestampTz now)
+/* Put a job to those that wait */
+static void
+job_wait(Job *job)
 {
-	dlist_iter	iter;
+	bool		request = job->state == JOB_WAITING &&
+	(job->kind == JOB_CREATE_TEMPLATE || job->kind == JOB_SYNC_TEMPLATES);
 
-	dlist_foreach(iter, &all_jobs)
-	{
-		Job		   *job = dlist_container(Job, node, iter.cur);
+	pairingheap_add(request ? &wanting : &ready, &job->node);
+}
 
-		if (job->due_at <= now &&
-			(job->state == JOB_ANSWERED || (job->state == JOB_WAITING && can_start)))
-			return job;
-	}
-	return NULL;
+/* Forget a job that is in no heap */
+static void
+job_free(Job *job)
+{
+	json_decref(job->spec);
+	MemoryContextDelete(job->context);
+	nbegun--;
+}
+
+/* Take the job whose turn it is; NULL: none is due */
+static Job *
+next_job(bool place, TimestampTz now)
+{
+	Job		   *job = first_of(&ready);
+	Job		   *other = place ? first_of(&wanting) : NULL;
+	NewJob	   *first = first_new();
+
+	if (job == NULL || (other != NULL && other->due_at < job->due_at))
+		job = other;
+	if (first != NULL && (job == NULL || job->due_at > now || first->row.due_at < job->due_at))
+		return begin_job(first);
+	if (job == NULL || job->due_at > now)
+		return NULL;
+	pairingheap_remove(job == other ? &wanting : &ready, &job->node);
+	return job;
+}
+
+/* When is the next step? */
+static TimestampTz
+next_time(void)
+{
+	Job		   *job = first_of(&ready);
+	Job		   *other = first_of(&wanting);
+	TimestampTz at = job != NULL ? job->due_at : DT_NOEND;
+
+	if (other != NULL)
+		at = Min(at, Max(other->due_at, full_until));
+	if (first_new() != NULL)
+		at = 0;
+	return Max(at, no_step_before);
 }
 
 /* ---- steps ---- */
@@ -244,8 +316,8 @@ spec_int(const Job *job, const char *key)
 	return (int) value;
 }
 
-/* Read what a job is to do */
-static void
+/* Read what a job is to do; false when its row is gone */
+static bool
 read_payload(Job *job)
 {
 	static const struct
@@ -257,11 +329,22 @@ read_payload(Job *job)
 		{"sync_templates", JOB_SYNC_TEMPLATES},
 		{"note_template", JOB_NOTE_TEMPLATE}
 	};
-	char	   *utf8 = pg_server_to_any(job->payload, strlen(job->payload), PG_UTF8);
 	const char *name;
 
+	if (job->payload == NULL)
+	{
+		char	   *payload = outbox_payload(&job->row);
+
+		if (payload == NULL)
+			return false;
+		job->payload = MemoryContextStrdup(job->context, payload);
+	}
 	if (job->spec == NULL)
+	{
+		char	   *utf8 = pg_server_to_any(job->payload, strlen(job->payload), PG_UTF8);
+
 		job->spec = json_from_text(utf8, strlen(utf8));
+	}
 	name = channel_string(job->spec, "do");
 	job->kind = JOB_OTHER;
 	for (int i = 0; name != NULL && i < lengthof(kinds); i++)
@@ -269,6 +352,7 @@ read_payload(Job *job)
 		if (strcmp(name, kinds[i].name) == 0)
 			job->kind = kinds[i].kind;
 	}
+	return true;
 }
 
 /* Note why a job cannot be done: for good, or not yet */
@@ -484,15 +568,18 @@ do_step(void *arg)
 	OutboxRow  *row = &job->row;
 	MemoryContext old = MemoryContextSwitchTo(step_context);
 
+	/* See the head of this file */
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+
 	step->begun = true;
-	if (job->kind == JOB_UNREAD && job->errors < MAX_ERRORS)
-		read_payload(job);
 	if (job->errors >= MAX_ERRORS)
 	{
 		ereport(LOG,
 				(errmsg("a job of the outbox is dropped, because it fails again and again")));
 		step->end = STEP_DONE;
 	}
+	else if (job->kind == JOB_UNREAD && !read_payload(job))
+		step->end = STEP_DONE;
 	else if (job->kind == JOB_OTHER)
 	{
 		step->webhooks = job->spec != NULL;
@@ -507,8 +594,10 @@ do_step(void *arg)
 		take_answer(step);
 	else if (step->now >= row->expires_at)
 		note_trouble(step, "there was no time for it within a day", true);
-	else
+	else if (step->place)
 		make_request(step);
+	else
+		put_off(step, STEP_AGAIN, 0);
 
 	if (step->end == STEP_DONE)
 		outbox_delete(&row, 1);
@@ -535,11 +624,12 @@ leave_answer(Job *job)
 		job->tries = 0;
 	}
 	memset(&job->answer, 0, sizeof(job->answer));
-	MemoryContextReset(job->answer_context);
+	MemoryContextDelete(job->answer_context);
+	job->answer_context = NULL;
 }
 
-/* Start the request that a step has made */
-static void
+/* Start the request that a step has made; false when it does not start */
+static bool
 start_request(Step *step)
 {
 	Job		   *job = step->job;
@@ -548,7 +638,7 @@ start_request(Step *step)
 	if (!http_client_start(sender.client, &step->request))
 	{
 		job->due_at = TimestampTzPlusMilliseconds(now, RETRY_MS);
-		return;
+		return false;
 	}
 	job->state = JOB_IN_FLIGHT;
 	job->started_at = now;
@@ -556,6 +646,7 @@ start_request(Step *step)
 		job->listing_since = now;
 	job->pages++;
 	in_flight++;
+	return true;
 }
 
 /* Carry out what a step has decided */
@@ -571,14 +662,17 @@ finish_step(Step *step)
 	{
 		case STEP_AGAIN:
 			job->due_at = step->due_at;
+			job_wait(job);
 			break;
 		case STEP_NEXT:
 			leave_answer(job);
 			job->state = JOB_WAITING;
 			job->due_at = step->due_at;
+			job_wait(job);
 			break;
 		case STEP_START:
-			start_request(step);
+			if (!start_request(step))
+				job_wait(job);
 			break;
 		case STEP_DONE:
 			job_free(job);
@@ -588,13 +682,14 @@ finish_step(Step *step)
 
 /* Run a step */
 static void
-run_step(Job *job, TimestampTz now)
+run_step(Job *job, bool place, TimestampTz now)
 {
 	Step		step;
 
 	memset(&step, 0, sizeof(step));
 	step.job = job;
 	step.now = now;
+	step.place = place;
 	if (step_context == NULL)
 		step_context = AllocSetContextCreate(TopMemoryContext, "otp job step", ALLOCSET_DEFAULT_SIZES);
 
@@ -605,14 +700,25 @@ run_step(Job *job, TimestampTz now)
 		if (step.webhooks)
 			webhooks_undo();
 		if (step.begun)
+		{
 			job->errors++;
-		job->due_at = TimestampTzPlusMilliseconds(now, step.begun ? retry_delay(job->errors, LOCKED_LOOK_MS) :
-												  LOCKED_LOOK_MS);
+			job->due_at = TimestampTzPlusMilliseconds(now, retry_delay(job->errors, LOCKED_LOOK_MS));
+		}
+		else
+			no_step_before = TimestampTzPlusMilliseconds(now, LOCKED_LOOK_MS);
+		job_wait(job);
 	}
 	MemoryContextReset(step_context);
 }
 
 /* ---- what the loop calls ---- */
+
+/* Is there something of codes to be done, or soon? */
+static bool
+codes_wait(void)
+{
+	return sender.look || sender.flying > 0 || settle_pending() || MyLatch->is_set;
+}
 
 /* Do what is due */
 TimestampTz
@@ -621,27 +727,25 @@ jobs_turn(int slots, TimestampTz now)
 	int			most = MAX_IN_FLIGHT;
 
 	most = Min(most, in_flight + (otp_delivery ? slots : 0));
-	for (int i = 0; i < STEPS_PER_TURN; i++)
+	for (int i = 0; i < STEPS_PER_TURN && now >= no_step_before && (i == 0 || !codes_wait()); i++)
 	{
 		Job		   *job = next_job(in_flight < most, now);
 
 		if (job == NULL)
 			break;
-		run_step(job, now);
+		run_step(job, in_flight < most, now);
 	}
-	find_next();
 
 	/* Due, but there is no place: an answer, or time, makes one */
-	if (in_flight >= most && next_start <= now)
-		next_start = TimestampTzPlusMilliseconds(now, FULL_LOOK_MS);
-	return Min(Min(next_start, next_write), TimestampTzPlusMilliseconds(now, IDLE_MS));
+	full_until = in_flight >= most ? TimestampTzPlusMilliseconds(now, FULL_LOOK_MS) : 0;
+	return Min(next_time(), TimestampTzPlusMilliseconds(now, IDLE_MS));
 }
 
 /* Is there something to do? */
 bool
 jobs_pending(TimestampTz now)
 {
-	return next_start <= now || next_write <= now;
+	return next_time() <= now;
 }
 
 /* Take in an answer */
@@ -649,8 +753,10 @@ void
 jobs_judge(const HttpResponse *response, TimestampTz now)
 {
 	Job		   *job = response->owner;
-	MemoryContext old = MemoryContextSwitchTo(job->answer_context);
+	MemoryContext old;
 
+	job->answer_context = AllocSetContextCreate(job->context, "otp job answer", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(job->answer_context);
 	if (job->kind == JOB_CREATE_TEMPLATE && !job->look_up)
 		meta_template_judge_create(response, &job->answer);
 	else
@@ -658,7 +764,8 @@ jobs_judge(const HttpResponse *response, TimestampTz now)
 	MemoryContextSwitchTo(old);
 	job->state = JOB_ANSWERED;
 	job->due_at = now;
-	next_write = now;
+	job_wait(job);
+	full_until = 0;
 	in_flight--;
 }
 

@@ -13,11 +13,11 @@
 #include "store/outbox.h"
 
 /*
- * Take a job over; row and payload are copied. The row of the outbox is
- * deleted when it is done, or has failed for good: until then, a successor
- * does it again.
+ * Take a job over; the row is copied, and its payload read in its turn. The
+ * row of the outbox is deleted when it is done, or has failed for good: until
+ * then, a successor does it again.
  */
-extern void jobs_take(const OutboxRow *row, const char *payload);
+extern void jobs_take(const OutboxRow *row);
 
 /*
  * Do what is due: start requests, up to so many, and write results down, in

@@ -16,6 +16,7 @@
 #include "base/compat.h"
 
 #include "mb/pg_wchar.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -39,11 +40,21 @@
  */
 #define LOOKUPS_MAX 4000
 
+/* What cannot be written is tried again after this long, then twice as long and so on, so often */
+#define FAILURE_WAIT_MS 1000
+#define FAILURES_MAX 8
+
+/* A receipt waits no longer than this for a lock: codes have to wait with it. */
+#define RECEIPT_LOCK_TIMEOUT "50ms"
+
 /* A row of the outbox, and how many of its receipts are not done with */
 typedef struct ReceiptBatch
 {
 	dlist_node	node;			/* of unread */
 	OutboxRow	row;
+	int			failures;		/* to read it, or to write what is about no
+								 * message */
+	TimestampTz retry_at;
 	int			open;
 	int			finished;		/* of those, in this turn */
 	int32		account_id;
@@ -60,6 +71,8 @@ struct ReceiptItem
 	pg_uuid_t	id;
 	int16		number;
 	bool		finished;		/* in this turn */
+	int			failures;		/* to write it, alone */
+	TimestampTz retry_at;
 	Receipt		receipt;
 };
 
@@ -69,6 +82,9 @@ static dlist_head ready;		/* items that can be looked at */
 static int	nready;
 static dlist_head written;		/* items of this turn */
 static dlist_head completed;	/* batches of this turn */
+static int	singly = 0;			/* so many turns take one thing only */
+static bool alone_next;			/* the next turn is to be one of those */
+static ReceiptBatch *reading;	/* the one that is being read */
 
 /* Make the lists */
 void
@@ -91,11 +107,41 @@ receipts_take(const OutboxRow *row)
 	dlist_push_tail(&unread, &batch->node);
 }
 
-/* Is there something to do? */
+/* When is there something to do? 0: nothing is left */
+TimestampTz
+receipts_next(TimestampTz now)
+{
+	TimestampTz next = 0;
+	dlist_iter	iter;
+
+	/* Those that have failed are few; any other one is due now */
+	dlist_foreach(iter, &unread)
+	{
+		ReceiptBatch *batch = dlist_container(ReceiptBatch, node, iter.cur);
+
+		if (batch->retry_at <= now)
+			return now;
+		next = next == 0 ? batch->retry_at : Min(next, batch->retry_at);
+	}
+	dlist_foreach(iter, &ready)
+	{
+		ReceiptItem *item = dlist_container(ReceiptItem, node, iter.cur);
+
+		if (item->retry_at <= now)
+			return now;
+		next = next == 0 ? item->retry_at : Min(next, item->retry_at);
+	}
+	return next;
+}
+
+/* Is there something to do now? */
 bool
 receipts_pending(void)
 {
-	return !dlist_is_empty(&unread) || !dlist_is_empty(&ready);
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = receipts_next(now);
+
+	return next != 0 && next <= now;
 }
 
 /* Have an item looked at */
@@ -348,7 +394,7 @@ take_delivered(ReceiptItem *item, Subject *subject, Change *change, Event *event
 	{
 		o->delivered = true;
 		if (o->row.number == m->number)
-			o->told = true;
+			o->told = o->arrived = true;
 
 		/* The SMS in place of this one is not needed any more */
 		if (o->row.number == m->number + 1 && m->number % 2 == 1 && !o->accepted &&
@@ -451,7 +497,7 @@ take_item(ReceiptItem *item, Subject *subject, Change *changes, const MessageRec
 		return true;
 
 	/* Where its receipts come from, silence means something from now on */
-	if (a != NULL && !a->gone && !a->armed && item->batch != NULL)
+	if (a != NULL && !a->gone && !a->armed && !a->arming && item->batch != NULL)
 	{
 		const char *own = account_own_number(a);
 
@@ -489,8 +535,9 @@ finish_item(ReceiptItem *item)
 
 /* Write some */
 void
-receipts_write(bool careful, Event *events, int *nevents, OutboxRow **deleted, int *ndeleted)
+receipts_write(Event *events, int *nevents, OutboxRow **deleted, int *ndeleted)
 {
+	bool		careful = singly > 0;
 	MemoryContext old = CurrentMemoryContext;
 	TimestampTz now = GetCurrentTimestamp();
 	int			limit = careful ? 1 : RECEIPT_BATCH;
@@ -509,22 +556,34 @@ receipts_write(bool careful, Event *events, int *nevents, OutboxRow **deleted, i
 	int			nsubjects = 0;
 	int			nrecords = 0;
 	int			nreceipts = 0;
+	int			nread = 0;
 	dlist_mutable_iter iter;
 
-	if (!receipts_pending())
-		return;
+	(void) set_config_option("lock_timeout", RECEIPT_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
 
 	/*
 	 * Read rows until there is enough to do; those with nothing in them are
 	 * done
 	 */
-	for (int n = 0; n < limit && nready < limit && !dlist_is_empty(&unread); n++)
+	dlist_foreach_modify(iter, &unread)
 	{
-		ReceiptBatch *batch = dlist_container(ReceiptBatch, node, dlist_head_node(&unread));
+		ReceiptBatch *batch = dlist_container(ReceiptBatch, node, iter.cur);
 
-		if (batch->json == NULL)
+		if (nready >= limit || nread++ >= limit || (careful && !dlist_is_empty(&completed)))
+			break;
+
+		/* What has failed is taken alone */
+		if (batch->retry_at > now || (batch->failures > 0 && !careful))
+		{
+			alone_next |= batch->retry_at <= now;
+			continue;
+		}
+		reading = batch;
+		if (batch->json == NULL && batch->failures < FAILURES_MAX)
 			read_batch(batch);
-		(void) dlist_pop_head_node(&unread);
+		reading = NULL;
+		dlist_delete(&batch->node);
 		if (batch->open == 0)
 			dlist_push_tail(&completed, &batch->node);
 	}
@@ -535,6 +594,13 @@ receipts_write(bool careful, Event *events, int *nevents, OutboxRow **deleted, i
 		ReceiptItem *item = dlist_container(ReceiptItem, node, iter.cur);
 		int			s = 0;
 
+		if (item->retry_at > now || (item->failures > 0 && !careful))
+		{
+			alone_next |= item->retry_at <= now;
+			continue;
+		}
+		if (careful && !dlist_is_empty(&completed))
+			break;
 		while (s < nsubjects && memcmp(&keys[s].id, &item->id, UUID_LEN) != 0)
 			s++;
 		if (s == nsubjects)
@@ -603,7 +669,7 @@ receipts_write(bool careful, Event *events, int *nevents, OutboxRow **deleted, i
 	dlist_foreach_modify(iter, &completed)
 	{
 		ReceiptBatch *batch = dlist_container(ReceiptBatch, node, iter.cur);
-		json_t	   *templates = json_object_get(batch->json, "templates");
+		json_t	   *templates = batch->failures < FAILURES_MAX ? json_object_get(batch->json, "templates") : NULL;
 
 		if (json_object_get(batch->json, "restriction") != NULL)
 			(void) account_get(batch->account_id, now);
@@ -666,6 +732,8 @@ free_item(ReceiptItem *item)
 void
 receipts_done(TimestampTz now)
 {
+	singly = alone_next ? 1 : Max(singly - 1, 0);
+	alone_next = false;
 	while (!dlist_is_empty(&written))
 	{
 		ReceiptItem *item = dlist_container(ReceiptItem, node, dlist_pop_head_node(&written));
@@ -688,31 +756,49 @@ receipts_done(TimestampTz now)
 	}
 }
 
-/* Keep what could not be written; with blame, drop it: it cannot be */
+/* When to try again what has failed so often */
+static TimestampTz
+retry_time(int failures, TimestampTz now)
+{
+	return TimestampTzPlusMilliseconds(now, (int64) FAILURE_WAIT_MS << Min(failures - 1, FAILURES_MAX));
+}
+
+/*
+ * Keep what could not be written: after a failure of many, each is tried for
+ * itself; after one of its own, later. What fails again and again is given
+ * up, lest it stands in everybody's way.
+ */
 void
-receipts_undo(bool blame)
+receipts_undo(TimestampTz now)
 {
 	dlist_head	again;
+	int			n = 0;
 
 	dlist_init(&again);
+	if (reading != NULL)
+	{
+		reading->failures++;
+		reading->retry_at = retry_time(reading->failures, now);
+		reading = NULL;
+		n++;
+	}
 	while (!dlist_is_empty(&written))
 	{
 		ReceiptItem *item = dlist_container(ReceiptItem, node, dlist_pop_head_node(&written));
+		Account    *a = account_known(item->account_id);
 
-		if (blame)
-		{
-			free_item(item);
-			continue;
-		}
+		if (a != NULL)
+			a->arming = false;
 		if (item->batch != NULL && item->finished)
 			item->batch->finished--;
 		item->finished = false;
+		if (singly > 0 && n == 0)
+		{
+			item->failures++;
+			item->retry_at = retry_time(item->failures, now);
+		}
 		dlist_push_head(&again, &item->node);
-	}
-	while (!dlist_is_empty(&again))
-	{
-		dlist_push_head(&ready, dlist_pop_head_node(&again));
-		nready++;
+		n++;
 	}
 
 	/* Those with nothing (more) in them are looked at once more */
@@ -720,7 +806,32 @@ receipts_undo(bool blame)
 	{
 		ReceiptBatch *batch = dlist_container(ReceiptBatch, node, dlist_pop_head_node(&completed));
 
-		if (batch->open == 0)
+		if (batch->open > 0)
+			continue;
+		if (singly > 0 && n == 0)
+		{
+			batch->failures++;
+			batch->retry_at = retry_time(batch->failures, now);
+		}
+		dlist_push_head(&unread, &batch->node);
+	}
+
+	while (!dlist_is_empty(&again))
+	{
+		ReceiptItem *item = dlist_container(ReceiptItem, node, dlist_pop_head_node(&again));
+		ReceiptBatch *batch = item->batch;
+
+		if (item->failures < FAILURES_MAX)
+		{
+			dlist_push_head(&ready, &item->node);
+			nready++;
+			continue;
+		}
+		ereport(LOG,
+				(errmsg("a delivery receipt could not be written, and is given up")));
+		free_item(item);
+		if (batch != NULL && batch->open == 0)
 			dlist_push_head(&unread, &batch->node);
 	}
+	singly = singly > 0 ? singly - 1 : RECEIPT_BATCH;
 }

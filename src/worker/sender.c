@@ -103,7 +103,7 @@ must_settle(TimestampTz now)
 {
 	if (!settle_pending())
 		return false;
-	if (sender.errors > 0 || sender.finishing + sender.nnotes >= SETTLE_WITH || receipts_pending())
+	if (sender.errors > 0 || sender.finishing + sender.nnotes >= SETTLE_WITH)
 		return true;
 	if (sender.finishing > 0 &&
 		dlist_container(Owed, node, dlist_head_node(&sender.finished))->ended_at + SETTLE_DELAY_US <= now)
@@ -145,8 +145,9 @@ limit_in_flight(void)
 		files.rlim_cur = files.rlim_max;
 		if (soft != files.rlim_max && setrlimit(RLIMIT_NOFILE, &files) != 0)
 			files.rlim_cur = soft;
-		if (files.rlim_cur < (rlim_t) limit + FILES_RESERVED)
-			limit = files.rlim_cur <= FILES_RESERVED ? 1 : (int) (files.rlim_cur - FILES_RESERVED);
+		if (files.rlim_cur < (rlim_t) (limit + limit / ASIDE_SHARE) + FILES_RESERVED)
+			limit = files.rlim_cur <= FILES_RESERVED ? 1 :
+				(int) ((files.rlim_cur - FILES_RESERVED) * ASIDE_SHARE / (ASIDE_SHARE + 1));
 	}
 	if (limit < otp_max_in_flight && limit != sender.max_in_flight)
 		ereport(LOG,
@@ -561,6 +562,15 @@ otp_sender_main(Datum arg)
 			events_notify();
 			now = GetCurrentTimestamp();
 		}
+
+		/* Receipts, in a transaction of their own */
+		if (otp_delivery && now >= sender.no_turn_before && !settle_pending() && receipts_pending())
+		{
+			if (!turn_receipts())
+				sender.no_turn_before = TimestampTzPlusMilliseconds(now, LOCKED_LOOK_MS);
+			events_notify();
+			now = GetCurrentTimestamp();
+		}
 		aside_at = now >= sender.no_turn_before ? work_aside(now) : sender.no_turn_before;
 
 		if (now >= next_write_back)
@@ -584,6 +594,9 @@ otp_sender_main(Datum arg)
 			next_due = follow_next_due();
 			if (next_due != 0 && sender.caught_up)
 				wait_until = Min(wait_until, next_due);
+			next_due = receipts_next(now);
+			if (next_due != 0)
+				wait_until = Min(wait_until, Max(sender.no_turn_before, next_due));
 			slots = free_slots(now, &slots_free_at);
 			if (slots > 0)
 			{

@@ -187,6 +187,7 @@ struct Owed
 								 * account's */
 	bool		accepted;		/* by the provider */
 	bool		delivered;		/* some message of the verification was */
+	bool		arrived;		/* and it was this one */
 	bool		told;			/* its provider has said its last word */
 	bool		waited;			/* has waited for fallback_after */
 	bool		asking;			/* what flies, or is to, is a question */
@@ -221,7 +222,6 @@ typedef struct OtherRow
 {
 	dlist_node	node;
 	OutboxRow	row;
-	char	   *payload;		/* of a job, in the turn's memory */
 } OtherRow;
 
 /* One item of a claim, until the transaction has ended */
@@ -351,8 +351,9 @@ extern void receipts_init(void);
 /* Take a row over; after a claim's commit. */
 extern void receipts_take(const OutboxRow *row);
 
-/* Are there any to be written? */
+/* Are there any to be written now; and when, if not? 0: there are none. */
 extern bool receipts_pending(void);
+extern TimestampTz receipts_next(TimestampTz now);
 
 /* One that was early can be looked at now. */
 extern void receipts_release(Owed *o);
@@ -362,12 +363,13 @@ extern void receipts_drop(Owed *o);
 extern void receipts_answer(Owed *o, const Receipt *receipt);
 
 /*
- * Write some, in the settling transaction, which may finish messages that are
- * followed; gives events, and the rows of those that are done. careful: one.
+ * Write some, in a settling transaction, which may finish messages that are
+ * followed; gives events, and the rows of those that are done. Done or undo
+ * is to follow.
  */
-extern void receipts_write(bool careful, Event *events, int *nevents, OutboxRow **deleted, int *ndeleted);
+extern void receipts_write(Event *events, int *nevents, OutboxRow **deleted, int *ndeleted);
 extern void receipts_done(TimestampTz now);
-extern void receipts_undo(bool blame);
+extern void receipts_undo(TimestampTz now);
 
 /* Most receipts and rows that one settle writes */
 #define RECEIPT_BATCH 256
@@ -395,6 +397,13 @@ extern bool turn_do(void (*work) (void *arg), void *arg, bool *absent);
  */
 extern TurnStart turn_run(int slots, bool settle);
 
+/*
+ * Write some receipts, and what follows from them; for when there is nothing
+ * else to write: what goes wrong with them is in nobody's way. False when it
+ * has to wait for a lock on the queue, or the extension is not there.
+ */
+extern bool turn_receipts(void);
+
 /* Delete expired rows that are nobody's. */
 extern void turn_clear_away(TimestampTz now);
 
@@ -406,8 +415,8 @@ extern void claim_take(int limit, TimestampTz now);
 extern void claim_done(TimestampTz now);
 extern void claim_undo(bool blame, const char *why, TimestampTz now);
 
-/* sender_settle.c */
-extern void settle_write(void);
+/* sender_settle.c; receipts: those as well */
+extern void settle_write(bool receipts);
 extern void settle_done(TimestampTz now);
 extern void settle_undo(bool blame);
 

@@ -156,8 +156,6 @@ take_other(const OutboxRow *row)
 	OtherRow   *note = palloc0(sizeof(OtherRow));
 
 	note->row = *row;
-	if (row->kind == OUTBOX_JOB)
-		note->payload = outbox_payload(row);
 	sender.taken[sender.ntaken++] = note;
 }
 
@@ -240,6 +238,13 @@ choose_account(ClaimItem *item, const MessageSource *source, TimestampTz now, Ac
 	if (!source->found || source->ended || source->expires_at - now < MIN_LIFE_US)
 	{
 		decide_over(item, source);
+		return false;
+	}
+
+	/* An SMS in place of what was delivered after all */
+	if (o->delivered && o->row.number % 2 == 0)
+	{
+		item->decision = CLAIM_FOLLOW;
 		return false;
 	}
 
@@ -598,7 +603,7 @@ hand_over(TimestampTz now)
 				receipts_take(row);
 				break;
 			case OUTBOX_JOB:
-				jobs_take(row, sender.taken[i]->payload);
+				jobs_take(row);
 				break;
 			case OUTBOX_MESSAGE:
 				break;
@@ -687,7 +692,7 @@ claim_done(TimestampTz now)
 void
 claim_undo(bool blame, const char *why, TimestampTz now)
 {
-	blame = blame && sender.nitems == 1;
+	blame = blame && sender.nitems + sender.ntaken == 1;
 	if (blame)
 		outbox_copy_position(&sender.position, &sender.next_position);
 

@@ -134,8 +134,13 @@ check_ends(int n)
 			break;
 		if (o->end != END_FAILED)
 			continue;
-		if (!owed_is_newest(o))
+		if (!owed_is_newest(o) || (o->delivered && !o->arrived))
 			o->end = END_KEEP;
+		for (Owed *other = owed_find(&o->row.id); other != NULL && o->row.number > 2; other = other->same)
+		{
+			if (other != o && (other->accepted || (other->place == OWED_FINISHED && other->end == END_SENT)))
+				o->end = END_KEEP;
+		}
 		if (o->end == END_KEEP || o->row.number == 1)
 			continue;
 		keys[nkeys].workspace_id = o->row.workspace_id;
@@ -261,7 +266,7 @@ settle_owed(Settle *settle, Owed *o, int *ends)
 
 /* Write what is finished; in a transaction */
 void
-settle_write(void)
+settle_write(bool receipts)
 {
 	MemoryContext old = MemoryContextSwitchTo(sender.turn_context);
 	bool		careful = sender.careful;
@@ -281,13 +286,9 @@ settle_write(void)
 	settle.events = palloc((most + SETTLE_BATCH) * sizeof(Event));
 	sender.updated = palloc(SETTLE_BATCH * sizeof(OutboxRow));
 
-	/*
-	 * Receipts first: what follows from them is written with them. After an
-	 * error, one kind of thing at a time.
-	 */
-	if (receipts_pending() && sender.finishing + RECEIPT_BATCH <= SETTLE_BATCH &&
-		(!careful || (sender.finishing == 0 && sender.nnotes == 0)))
-		receipts_write(careful, settle.events, &settle.nevents, settle.deleted, &settle.ndeleted);
+	/* Receipts first: what follows from them is written with them */
+	if (receipts)
+		receipts_write(settle.events, &settle.nevents, settle.deleted, &settle.ndeleted);
 
 	n = Min(sender.finishing, SETTLE_BATCH);
 	sender.settling = n;
@@ -342,7 +343,7 @@ settle_write(void)
 bool
 settle_pending(void)
 {
-	return sender.finishing > 0 || sender.nnotes > 0 || receipts_pending();
+	return sender.finishing > 0 || sender.nnotes > 0;
 }
 
 /* Go on with a message, now that it is written what came of it */
@@ -375,6 +376,10 @@ go_on(Owed *o, OwedEnd end, int *nupdated, TimestampTz now)
 	}
 	else if (!o->gone)
 		follow_until(o, TimestampTzPlusMilliseconds(now, LOCKED_LOOK_MS));
+
+	/* Its verification has ended in this very turn */
+	if (o->over && !o->gone && (o->place == OWED_WAITS || o->place == OWED_FOLLOWED))
+		owed_drop(o, now);
 
 	/* With the verification, all its messages have failed */
 	if (end == END_FAILED)
@@ -432,19 +437,17 @@ settle_done(TimestampTz now)
 	sender.settling = 0;
 	sender.noting = 0;
 	sender.updated = NULL;
-	receipts_done(now);
 	events_done(now);
 	if (roster_settled() != NULL)
 		ConditionVariableBroadcast(roster_settled());
 }
 
-/* Keep what could not be written; with blame, the one receipt or end that was, cannot be */
+/* Keep what could not be written; with blame, the one end that was, cannot be */
 void
 settle_undo(bool blame)
 {
 	/* Only what comes from outside can be to blame */
 	blame = blame && sender.settling == 0;
-	receipts_undo(blame && sender.noting == 0);
 	events_undo();
 	if (blame && sender.noting == 1)
 	{

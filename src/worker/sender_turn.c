@@ -149,7 +149,7 @@ turn_run(int slots, bool settle)
 		{
 			if (settle && settle_pending())
 			{
-				settle_write();
+				settle_write(false);
 				settled = true;
 			}
 			if (limit > 0)
@@ -201,6 +201,45 @@ turn_run(int slots, bool settle)
 	}
 	MemoryContextReset(sender.turn_context);
 	return start;
+}
+
+/* Write receipts */
+bool
+turn_receipts(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	volatile TurnStart start = TURN_STARTED;
+	volatile bool done = false;
+	OwnerScope	scope;
+
+	sender.settling = 0;
+	PG_TRY();
+	{
+		start = begin_turn(&scope);
+		if (start == TURN_STARTED)
+		{
+			settle_write(true);
+			end_turn(&scope);
+			done = true;
+		}
+	}
+	PG_CATCH();
+	{
+		int			sqlstate;
+
+		pfree(abort_turn(&sqlstate));
+		settle_undo(false);
+		receipts_undo(now);
+	}
+	PG_END_TRY();
+
+	if (done)
+	{
+		settle_done(now);
+		receipts_done(now);
+	}
+	MemoryContextReset(sender.turn_context);
+	return start == TURN_STARTED;
 }
 
 /* Run a piece of work in a transaction */

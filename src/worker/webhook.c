@@ -69,6 +69,9 @@
 /* Turns are at most this far apart. */
 #define LOOK_MS 60000
 
+/* A step of a replay reads one leaf, and passes so many others that have nothing. */
+#define EMPTY_LEAVES 8
+
 /* The highest number of an attempt that its column holds */
 #define MAX_ATTEMPT PG_INT16_MAX
 
@@ -269,39 +272,164 @@ do_test(int32 workspace_id, const json_t *payload)
 	add_fresh(e, &row);
 }
 
-/* Queue webhooks again, as many as one turn may, and the rest of the job */
+/* A replay, as its job says it */
+typedef struct Replay
+{
+	int32		endpoint_id;
+	bool		only_failed;
+	pg_uuid_t	since;
+	pg_uuid_t	until;
+	int64		leaf;
+	WebhookPosition position;	/* in it */
+	dlist_node	node;			/* of replays, without a position */
+} Replay;
+
+static dlist_head replays = DLIST_STATIC_INIT(replays);
+
+/* Read a replay; false when it makes no sense */
+static bool
+read_replay(Replay *r, int32 endpoint_id, const json_t *payload)
+{
+	int64		attempt = MAX_ATTEMPT;
+
+	memset(r, 0, sizeof(Replay));
+	r->endpoint_id = endpoint_id;
+	r->only_failed = !json_is_false(json_object_get(payload, "only_failed"));
+	(void) json_member_int(payload, "attempt", 0, MAX_ATTEMPT, &attempt);
+	r->position.attempt = (int16) attempt;
+	return json_member_int(payload, "leaf", 0, ULID_SLOTS - 1, &r->leaf) &&
+		job_id(payload, "since", &r->since) && job_id(payload, "until", &r->until) &&
+		job_id(payload, "after", &r->position.id);
+}
+
+/* Go to the beginning of a leaf */
+static void
+enter_leaf(Replay *r, int leaf)
+{
+	r->leaf = leaf;
+	r->position.id = r->since;
+	r->position.attempt = MAX_ATTEMPT;
+}
+
+/*
+ * Find out whether another replay has taken the place of this one
+ *
+ * There is one at a time of each kind and endpoint: a new one goes back as far
+ * as the one that it finds under way, which ends. So calls cannot pile up.
+ */
+static bool
+is_replaced(Replay *r, bool begins)
+{
+	Replay	   *known = NULL;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &replays)
+	{
+		Replay	   *other = dlist_container(Replay, node, iter.cur);
+
+		if (other->endpoint_id == r->endpoint_id && other->only_failed == r->only_failed)
+			known = other;
+	}
+	if (known == NULL)
+	{
+		known = MemoryContextAllocZero(TopMemoryContext, sizeof(Replay));
+		known->endpoint_id = r->endpoint_id;
+		known->only_failed = r->only_failed;
+		known->since = r->since;
+		dlist_push_tail(&replays, &known->node);
+	}
+	else if (memcmp(&known->until, &r->until, UUID_LEN) > 0)
+		return true;
+	else if (begins && memcmp(&known->since, &r->since, UUID_LEN) < 0)
+		r->since = known->since;
+	known->since = r->since;
+	known->until = r->until;
+	return false;
+}
+
+/* Forget a replay that has come to its end; NULL: all of an endpoint */
+static void
+forget_replay(int32 endpoint_id, const Replay *ended)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &replays)
+	{
+		Replay	   *other = dlist_container(Replay, node, iter.cur);
+
+		if (other->endpoint_id != endpoint_id ||
+			(ended != NULL && (other->only_failed != ended->only_failed ||
+							   memcmp(&other->until, &ended->until, UUID_LEN) != 0)))
+			continue;
+		dlist_delete(&other->node);
+		pfree(other);
+	}
+}
+
+/* Queue the rest of a replay */
+static void
+queue_rest(int32 workspace_id, const Replay *r)
+{
+	char		since[OTP_ID_LENGTH + 1];
+	char		after[OTP_ID_LENGTH + 1];
+	char		until[OTP_ID_LENGTH + 1];
+
+	ulid_format(&r->since, since);
+	ulid_format(&r->position.id, after);
+	ulid_format(&r->until, until);
+	queue_payload(OUTBOX_JOB, workspace_id,
+				  psprintf("{\"do\":\"replay_webhooks\",\"endpoint_id\":%d,\"leaf\":%d,\"since\":\"%s\","
+						   "\"after\":\"%s\",\"attempt\":%d,\"until\":\"%s\",\"only_failed\":%s}",
+						   r->endpoint_id, (int) r->leaf, since, after, r->position.attempt, until,
+						   r->only_failed ? "true" : "false"));
+	wake_after = true;
+}
+
+/*
+ * Queue webhooks again, and the rest of the job
+ *
+ * Codes wait for this step: it looks at no more attempts than one turn may
+ * have, be it that none of them is to be replayed.
+ */
 static void
 do_replay(int32 workspace_id, const json_t *payload)
 {
 	Endpoint   *e = job_endpoint(workspace_id, payload);
-	bool		only_failed = !json_is_false(json_object_get(payload, "only_failed"));
 	TimestampTz now = GetCurrentTimestamp();
 	WebhookRow *rows;
-	MemoryContext old;
-	pg_uuid_t	since;
-	pg_uuid_t	after;
-	pg_uuid_t	until;
-	int64		leaf;
+	Replay		r;
+	bool		begins;
+	int64		endpoint_id;
 	int			n = 0;
 
-	if (e == NULL || !json_member_int(payload, "leaf", 0, ULID_SLOTS - 1, &leaf) ||
-		!job_id(payload, "since", &since) || !job_id(payload, "after", &after) || !job_id(payload, "until", &until))
+	if (e == NULL && json_member_int(payload, "endpoint_id", PG_INT32_MIN, PG_INT32_MAX, &endpoint_id))
+		forget_replay((int32) endpoint_id, NULL);
+	if (e == NULL || !read_replay(&r, e->endpoint_id, payload))
+		return;
+	begins = r.leaf == 0 && r.position.attempt == MAX_ATTEMPT && memcmp(&r.since, &r.position.id, UUID_LEN) == 0;
+	if (is_replaced(&r, begins))
 		return;
 
 	/* First those that are still being tried */
-	if (leaf == 0 && memcmp(&since, &after, UUID_LEN) == 0)
+	if (begins)
 	{
-		old = MemoryContextSwitchTo(TopMemoryContext);
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
 		hurried = lappend(hurried, e);
 		MemoryContextSwitchTo(old);
+		enter_leaf(&r, 0);
 	}
 
 	rows = palloc(WEBHOOK_BATCH * sizeof(WebhookRow));
-	for (; leaf < ULID_SLOTS && n == 0; leaf++)
+	for (int i = 0; i < EMPTY_LEAVES && r.leaf < ULID_SLOTS; i++)
 	{
-		n = webhook_read_attempts((int) leaf, workspace_id, e->endpoint_id, &after, &until, only_failed, rows);
-		after = n == WEBHOOK_BATCH ? rows[n - 1].id : since;
-		if (n == WEBHOOK_BATCH)
+		int			looked_at;
+
+		n = webhook_read_attempts((int) r.leaf, workspace_id, e->endpoint_id, &r.position, &r.until, r.only_failed,
+								  rows, &looked_at);
+		if (looked_at < WEBHOOK_BATCH)
+			enter_leaf(&r, (int) r.leaf + 1);
+		if (looked_at > 0)
 			break;
 	}
 	for (int i = 0; i < n; i++)
@@ -311,20 +439,10 @@ do_replay(int32 workspace_id, const json_t *payload)
 	}
 	if (n > 0)
 		webhook_insert(rows, n);
-	if (leaf < ULID_SLOTS)
-	{
-		char		texts[3][OTP_ID_LENGTH + 1];
-
-		ulid_format(&since, texts[0]);
-		ulid_format(&after, texts[1]);
-		ulid_format(&until, texts[2]);
-		queue_payload(OUTBOX_JOB, workspace_id,
-					  psprintf("{\"do\":\"replay_webhooks\",\"endpoint_id\":%d,\"leaf\":%d,\"since\":\"%s\","
-							   "\"after\":\"%s\",\"until\":\"%s\",\"only_failed\":%s}",
-							   e->endpoint_id, (int) leaf, texts[0], texts[1], texts[2],
-							   only_failed ? "true" : "false"));
-		wake_after = true;
-	}
+	if (r.leaf < ULID_SLOTS)
+		queue_rest(workspace_id, &r);
+	else
+		forget_replay(e->endpoint_id, &r);
 	pfree(rows);
 }
 

@@ -48,10 +48,17 @@ sub send_one
 }
 
 # Everything that is told, from here on
-my $listener = $node->background_psql('postgres');
-$listener->set_query_timer_restart;
-$listener->query_safe('LISTEN events');
+my $listener;
 my %told;
+
+sub listen_anew
+{
+	$listener = $node->background_psql('postgres');
+	$listener->set_query_timer_restart;
+	$listener->query_safe('LISTEN events');
+	return;
+}
+listen_anew;
 
 # What was told of a verification so far, in order
 sub told
@@ -90,9 +97,7 @@ sub crash
 		my $now = eval { $node->value('SELECT sender_pid FROM otp.worker_status()') } // '';
 		$now ne '' && $now ne $pid;
 	} or die 'the server does not come back';
-	$listener = $node->background_psql('postgres');
-	$listener->set_query_timer_restart;
-	$listener->query_safe('LISTEN events');
+	listen_anew;
 	return;
 }
 
@@ -425,6 +430,8 @@ foreach my $end (sort keys %over)
 my $restarted = send_one(fallback_sms => 'true');
 $receipts->meta(sent => $restarted);
 $receipts->wait_until_taken;
+told('');
+$listener->quit;
 $node->restart;
 $node->wait_for_sender;
 $receipts->meta(failed => $restarted, code => 131026);
@@ -440,6 +447,7 @@ $node->reload;
 $node->append_conf('postgresql.conf', 'otp.delivery = on');
 $receipts->meta(failed => $off, code => 131026);
 $node->restart;
+listen_anew;
 ok(poll_until { ($receipts->message($off, 2) // {})->{sent_at} }, 'failed before a restart: SMS after it');
 is(scalar(grep { $_->{operation} eq 'send' } $sim->log(otp_id => $off)), 2, 'once');
 

@@ -3,7 +3,8 @@
 #
 # Protects: a late or repeated receipt of a try that has failed does not stop
 # the repeat; an error while a receipt is taken in does not lose it; what was
-# refused for good is not sent again by the next sender.
+# refused for good is not sent again by the next sender; a receipt that cannot
+# be written, now or ever, holds up neither codes nor other receipts.
 
 use strict;
 use warnings;
@@ -101,6 +102,52 @@ foreach my $late (qw(failed sent))
 		ok(poll_until { requests($marker) }, "sender $round does its work");
 		is(requests($id), 2, 'and does not send it again');
 	}
+}
+
+#
+# Neither a receipt that has to wait nor one that cannot be written is in the way of codes
+#
+{
+	my $drawer = ($node->value('SELECT slot FROM otp.messages LIMIT 1') + 5) % 32;
+	my $old = $node->value(
+		sprintf q{SELECT otp.format_id('01a20000-0000-%02x00-0000-000000000001')}, $drawer * 8);
+	my $session = $node->background_psql('postgres');
+
+	$session->query_safe(sprintf 'BEGIN; LOCK TABLE otp.messages_%02d IN ACCESS EXCLUSIVE MODE', $drawer);
+	$receipts->meta(read => $old, message_id => 'wamid.of.old');
+	foreach my $phone (map { "+1555123020$_" } 1 .. 3)
+	{
+		$node->send($phone);
+		ok(poll_until { scalar $sim->inbox($phone) }, 'a code goes out while a receipt waits for a lock');
+	}
+	is($node->value("SELECT count(*) FROM otp.outbox WHERE kind = 'receipts'"), 1, 'which is kept');
+	$session->query_safe('COMMIT');
+	$session->quit;
+	$receipts->wait_until_taken;
+
+	$node->run("ALTER TABLE otp.templates ADD CONSTRAINT never CHECK (status <> 'paused')");
+	$receipts->meta_change(
+		message_template_status_update => {
+			event => 'PAUSED',
+			message_template_id => 1,
+			message_template_name => 'otp_verification',
+			message_template_language => 'en_US',
+			reason => 'NONE'
+		});
+	ok(poll_until { $node->value("SELECT last_error LIKE '%never%' FROM otp.health") eq 't' },
+		'a receipt cannot be written');
+	foreach my $phone (map { "+1555123030$_" } 1 .. 3)
+	{
+		my $id = $node->send($phone);
+
+		ok(poll_until { scalar $sim->inbox($phone) }, 'a code goes out all the same');
+		$receipts->meta(delivered => $id);
+		ok(poll_until { $node->status($id)->{status} eq 'delivered' }, 'and its own receipt counts');
+	}
+	$node->run('ALTER TABLE otp.templates DROP CONSTRAINT never');
+	$receipts->wait_until_taken;
+	is($node->value("SELECT status FROM otp.templates WHERE name = 'otp_verification'"),
+		'paused', 'in the end it can');
 }
 
 done_testing();

@@ -28,35 +28,48 @@ INSERT INTO otp.workspaces (name) VALUES ('second');
 CREATE SCHEMA t;
 CREATE FUNCTION t.fill(n int, since interval) RETURNS void LANGUAGE sql AS $$
 	WITH v AS (
-		INSERT INTO otp.verifications (workspace_id, id, slot, created_xid, created_at, expires_at, verified_at, key_id, length, max_attempts,
-			fallback_sms, phone, template, language, channel, salt, code_hash)
-		SELECT 1 + i % 2, (lpad(to_hex(m.ms), 12, '0') || lpad(to_hex(d.drawer * 8), 2, '0') || lpad(to_hex(i), 18, '0'))::uuid, d.drawer, 3, a.at, a.at,
-			CASE WHEN i % 3 > 0 THEN a.at + interval '10 s' END, 1, 6, 3, true, '+4915' || (550000000 + i), 'otp_verification', 'en_US', 'whatsapp', '\x00', '\x00'
+		INSERT INTO otp.verifications (workspace_id, id, slot, created_xid, created_at, expires_at, verified_at,
+			key_id, length, max_attempts, fallback_sms, phone, template, language, channel, salt, code_hash)
+		SELECT 1 + i % 2,
+			(lpad(to_hex(m.ms), 12, '0') || lpad(to_hex(d.drawer * 8), 2, '0') || lpad(to_hex(i), 18, '0'))::uuid,
+			d.drawer, 3, a.at, a.at, CASE WHEN i % 3 > 0 THEN a.at + interval '10 s' END,
+			1, 6, 3, true, '+4915' || (550000000 + i), 'otp_verification', 'en_US', 'whatsapp', '\x00', '\x00'
 		FROM generate_series(1, n) i, LATERAL (SELECT clock_timestamp() - since * i / n AS at) a,
-			LATERAL (SELECT floor(extract(epoch FROM a.at) * 1000)::int8 AS ms) m, LATERAL (SELECT (m.ms / 86400000 % 32)::int AS drawer) d
+			LATERAL (SELECT floor(extract(epoch FROM a.at) * 1000)::int8 AS ms) m,
+			LATERAL (SELECT (m.ms / 86400000 % 32)::int AS drawer) d
 		RETURNING *)
-	INSERT INTO otp.messages (workspace_id, verification_id, slot, number, tries, created_at, channel, sent_at, delivered_at)
-	SELECT workspace_id, id, slot, number, 1, created_at, CASE number WHEN 1 THEN 'whatsapp' ELSE 'sms' END, created_at + interval '1 s',
-		CASE WHEN right(phone, 1) < '7' THEN created_at + interval '2 s' END
+	INSERT INTO otp.messages (workspace_id, verification_id, slot, number, tries, created_at, channel, sent_at,
+		delivered_at)
+	SELECT workspace_id, id, slot, number, 1, created_at, CASE number WHEN 1 THEN 'whatsapp' ELSE 'sms' END,
+		created_at + interval '1 s', CASE WHEN right(phone, 1) < '7' THEN created_at + interval '2 s' END
 	FROM v, generate_series(1, CASE right(phone, 1) WHEN '0' THEN 0 WHEN '9' THEN 2 ELSE 1 END) number
 $$;
 CREATE VIEW t.raw AS
 SELECT v.*, m.number, coalesce(m.channel, v.channel) AS by, m.sent_at, m.delivered_at,
 	row_number() OVER (PARTITION BY v.workspace_id, v.id ORDER BY m.number DESC) = 1 AS last
-FROM otp.verifications v LEFT JOIN otp.messages m ON m.slot = v.slot AND m.workspace_id = v.workspace_id AND m.verification_id = v.id;
+FROM otp.verifications v
+LEFT JOIN otp.messages m ON m.slot = v.slot AND m.workspace_id = v.workspace_id AND m.verification_id = v.id;
 CREATE VIEW t.stats AS
-SELECT date_trunc('hour', created_at, 'UTC') AS hour, w.name AS workspace, by AS channel, count(*) AS messages, count(sent_at) AS sent,
-	count(delivered_at) AS delivered, count(verified_at) FILTER (WHERE last AND sent_at IS NOT NULL) AS verified
+SELECT date_trunc('hour', created_at, 'UTC') AS hour, w.name AS workspace, by AS channel, count(*) AS messages,
+	count(sent_at) AS sent, count(delivered_at) AS delivered,
+	count(verified_at) FILTER (WHERE last AND sent_at IS NOT NULL) AS verified
 FROM t.raw JOIN otp.workspaces w USING (workspace_id) GROUP BY 1, 2, 3;
 CREATE VIEW t.usage AS
 SELECT (created_at AT TIME ZONE 'UTC')::date AS day, w.name AS workspace, by AS channel,
-	count(*) FILTER (WHERE coalesce(number, 1) = 1) AS sends, count(*) AS messages, count(verified_at) FILTER (WHERE last) AS verified
+	count(*) FILTER (WHERE coalesce(number, 1) = 1) AS sends, count(*) AS messages,
+	count(verified_at) FILTER (WHERE last) AS verified
 FROM t.raw JOIN otp.workspaces w USING (workspace_id) GROUP BY 1, 2, 3;
 CREATE FUNCTION t.differ() RETURNS text LANGUAGE sql AS $$
-	WITH s AS MATERIALIZED (SELECT hour, workspace, channel, messages, sent, delivered, verified FROM otp.delivery_stats),
-		u AS MATERIALIZED (SELECT day, workspace, channel, sum(sends)::int8, sum(messages)::int8, sum(verified)::int8 FROM otp.usage GROUP BY 1, 2, 3)
-	SELECT (SELECT count(*) FROM ((TABLE s EXCEPT ALL TABLE t.stats) UNION ALL (TABLE t.stats EXCEPT ALL TABLE s)) d) || ' '
-		|| (SELECT count(*) FROM ((TABLE u EXCEPT ALL TABLE t.usage) UNION ALL (TABLE t.usage EXCEPT ALL TABLE u)) d)
+	WITH s AS MATERIALIZED (
+			SELECT hour, workspace, channel, messages, sent, delivered, verified FROM otp.delivery_stats),
+		u AS MATERIALIZED (
+			SELECT day, workspace, channel, sum(sends)::int8, sum(messages)::int8, sum(verified)::int8
+			FROM otp.usage GROUP BY 1, 2, 3),
+		stats AS (SELECT count(*) AS n FROM (
+			(TABLE s EXCEPT ALL TABLE t.stats) UNION ALL (TABLE t.stats EXCEPT ALL TABLE s)) d),
+		usage AS (SELECT count(*) AS n FROM (
+			(TABLE u EXCEPT ALL TABLE t.usage) UNION ALL (TABLE t.usage EXCEPT ALL TABLE u)) d)
+	SELECT stats.n || ' ' || usage.n FROM stats, usage
 $$;
 END
 
@@ -149,7 +162,8 @@ foreach my $how ([ 'one transaction', '-1' ], [ 'several', '-j2' ])
 	$node->restart;
 	ok($node->wait_for_sender(dbname => $dbname), 'it has a sender');
 	ok($node->poll_query_until($dbname,
-			q(SELECT bool_and(rolled_until > clock_timestamp() - interval '22 min') FROM otp.stats_position)), 'which sums up');
+			q(SELECT bool_and(rolled_until > clock_timestamp() - interval '22 min') FROM otp.stats_position)),
+		'which sums up');
 	is($node->value('SELECT t.differ()', dbname => $dbname), '0 0', 'nothing is lost and nothing doubled');
 	$node->stop;
 	$node->start;
@@ -182,7 +196,8 @@ ok($node->poll_query_until('postgres', 'SELECT sum(messages) > 0 FROM otp.stats_
 my $summed = summed();
 foreach my $n (3 .. 12)
 {
-	ok($sim->code_for($node->send(sprintf('+155504000%02d', $n), workspace => 'default')), "a code arrives while a leaf is locked");
+	my $phone = sprintf '+155504000%02d', $n;
+	ok($sim->code_for($node->send($phone, workspace => 'default')), 'a code arrives while a leaf is locked');
 }
 cmp_ok(summed(), '<', 35000, 'which is not passed over');
 $other->query_safe('ROLLBACK');
@@ -198,7 +213,8 @@ $node->append_conf('postgresql.conf', "otp.retention = '300 d'");
 $node->reload;
 $node->poll_query_until('postgres', q(SELECT current_setting('otp.retention') = '300d'));
 $id = $node->send('+15550400020', workspace => 'default');
-isnt($node->value('SELECT slot FROM otp.verifications ORDER BY id DESC LIMIT 1'), $old_slot, 'a longer retention fills another drawer');
+isnt($node->value('SELECT slot FROM otp.verifications ORDER BY id DESC LIMIT 1'),
+	$old_slot, 'a longer retention fills another drawer');
 is($node->value('SELECT t.differ()'), '0 0', 'the numbers have what is in either');
 $sim->code_for($id);
 $node->wait_until_sent;
@@ -216,15 +232,21 @@ is($node->value('SELECT step_length / 86400000000 FROM otp.stats_position'), 10,
 
 # Old sums go, others stay
 $node->run(<<'END');
-INSERT INTO otp.stats_hours SELECT 1, now() - n * interval '1 day', 'sms', 'old', 1, 1, 1, 0, 0, 1, '{}', '{}', '{}' FROM generate_series(380, 1879) n;
-INSERT INTO otp.usage_days SELECT 1, (now() - n * interval '1 day')::date, 'sms', 'DE', '', '', 1, 1, 1, 1, 1, 1, NULL FROM unnest(ARRAY[380, 400]) n;
+INSERT INTO otp.stats_hours
+	SELECT 1, now() - n * interval '1 day', 'sms', 'old', 1, 1, 1, 0, 0, 1, '{}', '{}', '{}'
+	FROM generate_series(380, 1879) n;
+INSERT INTO otp.usage_days
+	SELECT 1, (now() - n * interval '1 day')::date, 'sms', 'DE', '', '', 1, 1, 1, 1, 1, 1, NULL
+	FROM unnest(ARRAY[380, 400]) n;
 END
 $node->restart;
-ok($node->poll_query_until('postgres', q(SELECT count(*) < 600 FROM otp.stats_hours WHERE template = 'old')), 'old sums go, some at a time');
+ok($node->poll_query_until('postgres', q(SELECT count(*) < 600 FROM otp.stats_hours WHERE template = 'old')),
+	'old sums go, some at a time');
 $node->restart;
 ok($node->poll_query_until('postgres', q(SELECT min(hour) BETWEEN now() - interval '397 d' AND now() - interval '394 d'
 	FROM otp.stats_hours WHERE template = 'old')), 'all that are older than thirteen months');
-is($node->value(q(SELECT count(*) FROM otp.usage_days WHERE country = 'DE' AND day < now() - interval '100 d')), 1, 'of usage as well');
+is($node->value(q(SELECT count(*) FROM otp.usage_days WHERE country = 'DE' AND day < now() - interval '100 d')),
+	1, 'of usage as well');
 
 $node->stop;
 done_testing;

@@ -50,7 +50,8 @@ webhooks_run() {
 	delivery off
 	[ "$(sql "SELECT count(*) FROM otp.webhook_outbox")" = $((codes * $1)) ] ||
 		fail 'Not every event is owed to every endpoint.'
-	sql "VACUUM ANALYZE otp.webhook_outbox" "VACUUM ANALYZE otp.messages" "VACUUM ANALYZE otp.verifications" CHECKPOINT \
+	sql "VACUUM ANALYZE otp.webhook_outbox" "VACUUM ANALYZE otp.messages" "VACUUM ANALYZE otp.verifications" \
+		CHECKPOINT \
 		"SELECT otp.resume_webhook_endpoint(endpoint_id) FROM otp.webhook_endpoints" >/dev/null
 	seconds=$(sql "ALTER SYSTEM SET otp.delivery = on" "SET enable_seqscan = off" "SELECT 1 FROM pg_reload_conf()" \
 		"CALL bench.wait_webhooks(NULL)" | tail -n 1)
