@@ -175,7 +175,7 @@ parse_rule(Rule *rule, json_t *spec)
 
 /* Add a rule; returns what is wrong with it, or NULL. */
 const char *
-behaviour_add(json_t *spec, int64_t * id)
+behaviour_add(json_t *spec, int64_t *id)
 {
 	Rule	   *rule = must_alloc(sizeof(Rule));
 	const char *problem;

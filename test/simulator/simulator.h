@@ -352,7 +352,7 @@ typedef struct Wording
 	void		(*success) (Request *req, Message *msg, bool empty);
 } Wording;
 
-extern const char *behaviour_add(json_t *spec, int64_t * id);
+extern const char *behaviour_add(json_t *spec, int64_t *id);
 extern void behaviour_clear(int64_t id);
 extern void behaviour_describe(Text *out);
 extern void behaviour_pick(Effect *effect, Api api, const char *account, const char *phone);
