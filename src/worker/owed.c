@@ -80,7 +80,7 @@ hash_uuid(pg_uuid_t id)
 /* How long at least; codes live 15 minutes at most */
 #define GONE_US (10 * 60 * USECS_PER_SEC)
 
-static gone_table_hash * gone[2];
+static gone_table_hash *gone[2];
 static TimestampTz gone_since;
 
 /* Order by due time */
