@@ -10,6 +10,7 @@
 
 #include "access/xact.h"
 #include "lib/stringinfo.h"
+#include "optimizer/cost.h"
 #include "utils/snapmgr.h"
 
 #include "store/plan.h"
@@ -64,13 +65,28 @@ int
 plan_run(SPIPlanPtr plan, Datum *values, const char *nulls,
 		 Snapshot snapshot, bool read_only, long limit)
 {
-	int			rc;
+	volatile int rc = 0;
+	bool		saved = enable_seqscan;
 
-	if (snapshot == NULL)
-		rc = SPI_execute_plan(plan, values, nulls, read_only, limit);
-	else
-		rc = SPI_execute_snapshot(plan, values, nulls, snapshot,
-								  InvalidSnapshot, read_only, true, limit);
+	/*
+	 * It is planned now, if it has not been. A leaf that was analyzed while
+	 * empty, as a nightly VACUUM ANALYZE finds tomorrow's, would be read as a
+	 * whole, and go on to be until it is analyzed again.
+	 */
+	PG_TRY();
+	{
+		enable_seqscan = false;
+		if (snapshot == NULL)
+			rc = SPI_execute_plan(plan, values, nulls, read_only, limit);
+		else
+			rc = SPI_execute_snapshot(plan, values, nulls, snapshot,
+									  InvalidSnapshot, read_only, true, limit);
+	}
+	PG_FINALLY();
+	{
+		enable_seqscan = saved;
+	}
+	PG_END_TRY();
 	if (rc < 0)
 		elog(ERROR, "SPI returned %s", SPI_result_code_string(rc));
 	return rc;
