@@ -66,24 +66,6 @@ key_arrays(const MessageKey *keys, const int *members, int count, Datum *values)
 	values[1] = store_array(ids, NULL, count, UUIDOID);
 }
 
-/* Copy a text into a context; NULL is NULL */
-static char *
-copy_text(Datum value, bool isnull, MemoryContext context)
-{
-	text	   *t;
-	char	   *copy;
-	size_t		length;
-
-	if (isnull)
-		return NULL;
-	t = DatumGetTextPP(value);
-	length = VARSIZE_ANY_EXHDR(t);
-	copy = MemoryContextAlloc(context, length + 1);
-	memcpy(copy, VARDATA_ANY(t), length);
-	copy[length] = '\0';
-	return copy;
-}
-
 /* ---- read ---- */
 
 /* Read the verifications of one leaf */
@@ -125,9 +107,9 @@ load_leaf(int leaf, const MessageKey *keys, MessageSource *sources,
 		source->key_id = DatumGetInt32(row[5]);
 		source->length = DatumGetInt16(row[6]);
 		memcpy(source->salt, VARDATA_ANY(salt), MESSAGE_SALT_LENGTH);
-		source->phone = copy_text(row[8], false, context);
-		source->template_name = copy_text(row[9], false, context);
-		source->language = copy_text(row[10], false, context);
+		source->phone = store_text(row[8], false, context);
+		source->template_name = store_text(row[9], false, context);
+		source->language = store_text(row[10], false, context);
 		source->created_at = DatumGetTimestampTz(row[11]);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -197,11 +179,11 @@ load_texts_leaf(int leaf, const MessageKey *keys, MessageSource *sources,
 
 		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row, nulls);
 		source = &sources[members[DatumGetInt64(row[0]) - 1]];
-		source->body = copy_text(row[1], nulls[1], context);
-		source->last_line = copy_text(row[2], nulls[2], context);
-		source->sender = copy_text(row[3], nulls[3], context);
-		source->dlt_entity_id = copy_text(row[4], nulls[4], context);
-		source->dlt_template_id = copy_text(row[5], nulls[5], context);
+		source->body = store_text(row[1], nulls[1], context);
+		source->last_line = store_text(row[2], nulls[2], context);
+		source->sender = store_text(row[3], nulls[3], context);
+		source->dlt_entity_id = store_text(row[4], nulls[4], context);
+		source->dlt_template_id = store_text(row[5], nulls[5], context);
 	}
 	SPI_freetuptable(SPI_tuptable);
 }
@@ -402,13 +384,6 @@ leaves_of(const MessageKey *keys, int n)
 	return leaves;
 }
 
-/* Give a timestamp; NULL is 0 */
-static TimestampTz
-time_or_zero(Datum value, bool isnull)
-{
-	return isnull ? 0 : DatumGetTimestampTz(value);
-}
-
 /* Read the messages of one leaf's verifications */
 static void
 load_states_leaf(int leaf, const MessageKey *keys, const int *members, int count, Datum workspaces,
@@ -460,10 +435,10 @@ load_states_leaf(int leaf, const MessageKey *keys, const int *members, int count
 		state->number = DatumGetInt16(row[2]);
 		state->account_id = DatumGetInt32(row[3]);
 		state->sms = DatumGetBool(row[4]);
-		state->sent_at = time_or_zero(row[5], nulls[5]);
-		state->delivered_at = time_or_zero(row[6], nulls[6]);
-		state->failed_at = time_or_zero(row[7], nulls[7]);
-		state->message_id = copy_text(row[8], nulls[8], context);
+		state->sent_at = store_time(row[5], nulls[5]);
+		state->delivered_at = store_time(row[6], nulls[6]);
+		state->failed_at = store_time(row[7], nulls[7]);
+		state->message_id = store_text(row[8], nulls[8], context);
 		state->ended = DatumGetBool(row[9]);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -524,7 +499,7 @@ message_load_ends(const MessageKey *keys, MessageEnd *ends, int n)
 			continue;
 		plan_keep_leaf(plans, leaf,
 					   "SELECT k.n, v.verified_at IS NOT NULL OR v.canceled_at IS NOT NULL,"
-					   " v.attempts >= v.max_attempts, v.expires_at,"
+					   " v.attempts >= v.max_attempts,"
 					   " EXISTS (SELECT 1 FROM otp.verifications_%02d l"
 					   " WHERE l.workspace_id = k.workspace_id AND l.id = k.id FOR SHARE SKIP LOCKED)"
 					   " FROM unnest($1, $2) WITH ORDINALITY k (workspace_id, id, n)"
@@ -537,8 +512,8 @@ message_load_ends(const MessageKey *keys, MessageEnd *ends, int n)
 		plan_run(plans[leaf], values, NULL, NULL, false, 0);
 		for (uint64 i = 0; i < SPI_processed; i++)
 		{
-			Datum		row[5];
-			bool		nulls[5];
+			Datum		row[4];
+			bool		nulls[4];
 			MessageEnd *end;
 
 			heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, row, nulls);
@@ -546,8 +521,7 @@ message_load_ends(const MessageKey *keys, MessageEnd *ends, int n)
 			end->found = true;
 			end->ended = DatumGetBool(row[1]);
 			end->used_up = DatumGetBool(row[2]);
-			end->expires_at = DatumGetTimestampTz(row[3]);
-			end->locked = !DatumGetBool(row[4]);
+			end->locked = !DatumGetBool(row[3]);
 		}
 		SPI_freetuptable(SPI_tuptable);
 	}

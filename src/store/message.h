@@ -113,7 +113,6 @@ typedef struct MessageEnd
 	bool		locked;			/* by somebody who may be verifying it */
 	bool		ended;			/* verified or canceled */
 	bool		used_up;		/* no attempt is left */
-	TimestampTz expires_at;
 } MessageEnd;
 
 /*

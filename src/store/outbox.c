@@ -67,6 +67,31 @@ store_array(Datum *values, bool *nulls, int n, Oid element_type)
 											  element_type, length, by_value, align));
 }
 
+/* Copy a text into a context; NULL is NULL */
+char *
+store_text(Datum value, bool isnull, MemoryContext context)
+{
+	text	   *t;
+	char	   *copy;
+	size_t		length;
+
+	if (isnull)
+		return NULL;
+	t = DatumGetTextPP(value);
+	length = VARSIZE_ANY_EXHDR(t);
+	copy = MemoryContextAlloc(context, length + 1);
+	memcpy(copy, VARDATA_ANY(t), length);
+	copy[length] = '\0';
+	return copy;
+}
+
+/* Give a timestamp; NULL is 0 */
+TimestampTz
+store_time(Datum value, bool isnull)
+{
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
 /* Make a transaction id of a snapshot 64 bits wide */
 static uint64
 widen_xid(TransactionId xid, FullTransactionId next)

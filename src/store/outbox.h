@@ -115,4 +115,10 @@ extern uint64 outbox_delete_expired(TimestampTz before, bool all);
 /* For the store: make an array of n values; nulls may be NULL. */
 extern Datum store_array(Datum *values, bool *nulls, int n, Oid element_type);
 
+/* Likewise: copy a text column into a context; NULL is NULL. */
+extern char *store_text(Datum value, bool isnull, MemoryContext context);
+
+/* Likewise: give a timestamp column; NULL is 0. */
+extern TimestampTz store_time(Datum value, bool isnull);
+
 #endif							/* OTP_OUTBOX_H */

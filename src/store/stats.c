@@ -354,6 +354,25 @@ stats_rest(Datum workspaces)
 
 /* ---- write ---- */
 
+/* Give the columns of otp.stats_hours */
+void
+stats_hour_values(const TallyHour *row, Datum *values)
+{
+	values[0] = Int32GetDatum((int32) row->key.workspace_id);
+	values[1] = TimestampTzGetDatum(row->key.hour);
+	values[2] = CStringGetTextDatum(row->key.channel);
+	values[3] = CStringGetTextDatum(row->key.template_name);
+	values[4] = Int32GetDatum(row->messages);
+	values[5] = Int32GetDatum(row->sent);
+	values[6] = Int32GetDatum(row->delivered);
+	values[7] = Int32GetDatum(row->failed);
+	values[8] = Int32GetDatum(row->fallbacks);
+	values[9] = Int32GetDatum(row->verified);
+	values[10] = PointerGetDatum(histogram_store(&row->sent_times));
+	values[11] = PointerGetDatum(histogram_store(&row->delivered_times));
+	values[12] = PointerGetDatum(histogram_store(&row->verified_times));
+}
+
 /* Add the sums of hours to what is there */
 static void
 write_hours(Tally *t)
@@ -381,21 +400,28 @@ write_hours(Tally *t)
 	{
 		Datum		values[lengthof(types)];
 
-		values[0] = Int32GetDatum((int32) row->key.workspace_id);
-		values[1] = TimestampTzGetDatum(row->key.hour);
-		values[2] = CStringGetTextDatum(row->key.channel);
-		values[3] = CStringGetTextDatum(row->key.template_name);
-		values[4] = Int32GetDatum(row->messages);
-		values[5] = Int32GetDatum(row->sent);
-		values[6] = Int32GetDatum(row->delivered);
-		values[7] = Int32GetDatum(row->failed);
-		values[8] = Int32GetDatum(row->fallbacks);
-		values[9] = Int32GetDatum(row->verified);
-		values[10] = PointerGetDatum(histogram_store(&row->sent_times));
-		values[11] = PointerGetDatum(histogram_store(&row->delivered_times));
-		values[12] = PointerGetDatum(histogram_store(&row->verified_times));
+		stats_hour_values(row, values);
 		plan_run(plan, values, NULL, NULL, false, 0);
 	}
+}
+
+/* Give the columns of otp.usage_days */
+void
+stats_day_values(const TallyDay *row, Datum *values)
+{
+	values[0] = Int32GetDatum(row->key.workspace_id);
+	values[1] = DateADTGetDatum(row->key.day);
+	values[2] = CStringGetTextDatum(row->key.channel);
+	values[3] = CStringGetTextDatum(row->key.country);
+	values[4] = CStringGetTextDatum(row->key.pricing_category);
+	values[5] = CStringGetTextDatum(row->key.price_unit);
+	values[6] = Int32GetDatum(row->sends);
+	values[7] = Int32GetDatum(row->messages);
+	values[8] = Int32GetDatum(row->sent);
+	values[9] = Int32GetDatum(row->delivered);
+	values[10] = Int32GetDatum(row->verified);
+	values[11] = Int32GetDatum(row->credits);
+	values[12] = row->price;
 }
 
 /* Add the sums of days to what is there */
@@ -425,19 +451,7 @@ write_days(Tally *t)
 		char		nulls[lengthof(types)];
 
 		memset(nulls, ' ', sizeof(nulls));
-		values[0] = Int32GetDatum(row->key.workspace_id);
-		values[1] = DateADTGetDatum(row->key.day);
-		values[2] = CStringGetTextDatum(row->key.channel);
-		values[3] = CStringGetTextDatum(row->key.country);
-		values[4] = CStringGetTextDatum(row->key.pricing_category);
-		values[5] = CStringGetTextDatum(row->key.price_unit);
-		values[6] = Int32GetDatum(row->sends);
-		values[7] = Int32GetDatum(row->messages);
-		values[8] = Int32GetDatum(row->sent);
-		values[9] = Int32GetDatum(row->delivered);
-		values[10] = Int32GetDatum(row->verified);
-		values[11] = Int32GetDatum(row->credits);
-		values[12] = row->price;
+		stats_day_values(row, values);
 		if (row->price == (Datum) 0)
 			nulls[12] = 'n';
 		plan_run(plan, values, nulls, NULL, false, 0);

@@ -55,4 +55,10 @@ extern Tally *stats_rest(Datum workspaces);
 /* The ids of all workspaces, as an int4[]. */
 extern Datum stats_all_workspaces(void);
 
+/* The columns of otp.stats_hours, in their order: 13 values, none NULL; palloc'd. */
+extern void stats_hour_values(const TallyHour *row, Datum *values);
+
+/* The same of otp.usage_days; a price of 0 is NULL. */
+extern void stats_day_values(const TallyDay *row, Datum *values);
+
 #endif							/* OTP_STATS_H */

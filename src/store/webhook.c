@@ -196,24 +196,6 @@ webhook_delete_endpoint(int32 workspace_id, int32 endpoint_id)
 
 /* ---- endpoints, for the sender ---- */
 
-/* Copy a text into a context; NULL is NULL */
-static char *
-copy_text(Datum value, bool isnull, MemoryContext context)
-{
-	text	   *t;
-	char	   *copy;
-	size_t		length;
-
-	if (isnull)
-		return NULL;
-	t = DatumGetTextPP(value);
-	length = VARSIZE_ANY_EXHDR(t);
-	copy = MemoryContextAlloc(context, length + 1);
-	memcpy(copy, VARDATA_ANY(t), length);
-	copy[length] = '\0';
-	return copy;
-}
-
 /* Copy a bytea; NULL is NULL */
 static bytea *
 copy_bytea(Datum value, bool isnull, MemoryContext context)
@@ -227,13 +209,6 @@ copy_bytea(Datum value, bool isnull, MemoryContext context)
 	copy = DatumGetByteaPCopy(value);
 	MemoryContextSwitchTo(old);
 	return copy;
-}
-
-/* Give a timestamp; NULL is 0 */
-static TimestampTz
-time_or_zero(Datum value, bool isnull)
-{
-	return isnull ? 0 : DatumGetTimestampTz(value);
 }
 
 /* Copy the names of events */
@@ -253,7 +228,7 @@ copy_events(WebhookEndpointRow *row, Datum value, bool isnull, MemoryContext con
 	row->nevents = 0;
 	for (int i = 0; i < n; i++)
 		if (!nulls[i])
-			row->events[row->nevents++] = copy_text(elements[i], false, context);
+			row->events[row->nevents++] = store_text(elements[i], false, context);
 }
 
 #define ENDPOINT_COLUMNS "SELECT e.workspace_id, e.endpoint_id, w.name, e.url, e.events, e.status, e.secret," \
@@ -276,16 +251,16 @@ take_endpoints(WebhookEndpointRow **rows, MemoryContext context)
 		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, v, nulls);
 		row->workspace_id = DatumGetInt32(v[0]);
 		row->endpoint_id = DatumGetInt32(v[1]);
-		row->workspace = copy_text(v[2], nulls[2], context);
-		row->url = copy_text(v[3], nulls[3], context);
+		row->workspace = store_text(v[2], nulls[2], context);
+		row->url = store_text(v[3], nulls[3], context);
 		copy_events(row, v[4], nulls[4], context);
 		row->status = status_from_name(TextDatumGetCString(v[5]));
 		row->secret = copy_bytea(v[6], nulls[6], context);
 		row->key_id = nulls[7] ? 0 : DatumGetInt32(v[7]);
 		row->previous_secret = copy_bytea(v[8], nulls[8], context);
 		row->previous_key_id = nulls[9] ? 0 : DatumGetInt32(v[9]);
-		row->previous_until = time_or_zero(v[10], nulls[10]);
-		row->failing_since = time_or_zero(v[11], nulls[11]);
+		row->previous_until = store_time(v[10], nulls[10]);
+		row->failing_since = store_time(v[11], nulls[11]);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return n;
@@ -364,7 +339,7 @@ webhook_notify_channel(int32 workspace_id)
 		bool		isnull;
 		Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
 
-		channel = copy_text(value, isnull, context);
+		channel = store_text(value, isnull, context);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	MemoryContextSwitchTo(context);
@@ -820,23 +795,23 @@ load_sources_leaf(int leaf, const WebhookRow *rows, WebhookSource *sources, cons
 		s->found = true;
 		s->created_at = DatumGetTimestampTz(v[1]);
 		s->expires_at = DatumGetTimestampTz(v[2]);
-		s->verified_at = time_or_zero(v[3], nulls[3]);
-		s->phone = copy_text(v[4], nulls[4], context);
-		s->template_name = copy_text(v[5], nulls[5], context);
-		s->language = copy_text(v[6], nulls[6], context);
-		s->channel = copy_text(v[7], nulls[7], context);
-		s->context = copy_text(v[8], nulls[8], context);
-		s->metadata = copy_text(v[9], nulls[9], context);
-		s->sent_at = time_or_zero(v[10], nulls[10]);
-		s->delivered_at = time_or_zero(v[11], nulls[11]);
-		s->failed_at = time_or_zero(v[12], nulls[12]);
-		s->message_id = copy_text(v[13], nulls[13], context);
-		s->reason = copy_text(v[14], nulls[14], context);
-		s->detail = copy_text(v[15], nulls[15], context);
+		s->verified_at = store_time(v[3], nulls[3]);
+		s->phone = store_text(v[4], nulls[4], context);
+		s->template_name = store_text(v[5], nulls[5], context);
+		s->language = store_text(v[6], nulls[6], context);
+		s->channel = store_text(v[7], nulls[7], context);
+		s->context = store_text(v[8], nulls[8], context);
+		s->metadata = store_text(v[9], nulls[9], context);
+		s->sent_at = store_time(v[10], nulls[10]);
+		s->delivered_at = store_time(v[11], nulls[11]);
+		s->failed_at = store_time(v[12], nulls[12]);
+		s->message_id = store_text(v[13], nulls[13], context);
+		s->reason = store_text(v[14], nulls[14], context);
+		s->detail = store_text(v[15], nulls[15], context);
 		s->provider_code = nulls[16] ? 0 : DatumGetInt32(v[16]);
-		s->first_channel = copy_text(v[17], nulls[17], context);
-		s->first_reason = copy_text(v[18], nulls[18], context);
-		s->first_detail = copy_text(v[19], nulls[19], context);
+		s->first_channel = store_text(v[17], nulls[17], context);
+		s->first_reason = store_text(v[18], nulls[18], context);
+		s->first_detail = store_text(v[19], nulls[19], context);
 		s->first_code = nulls[20] ? 0 : DatumGetInt32(v[20]);
 		s->first_silent = !nulls[21] && DatumGetBool(v[21]);
 	}

@@ -49,19 +49,7 @@ otp_stats_rest(PG_FUNCTION_ARGS)
 		Datum		values[13];
 		bool		nulls[13] = {false};
 
-		values[0] = Int32GetDatum((int32) row->key.workspace_id);
-		values[1] = TimestampTzGetDatum(row->key.hour);
-		values[2] = CStringGetTextDatum(row->key.channel);
-		values[3] = CStringGetTextDatum(row->key.template_name);
-		values[4] = Int32GetDatum(row->messages);
-		values[5] = Int32GetDatum(row->sent);
-		values[6] = Int32GetDatum(row->delivered);
-		values[7] = Int32GetDatum(row->failed);
-		values[8] = Int32GetDatum(row->fallbacks);
-		values[9] = Int32GetDatum(row->verified);
-		values[10] = PointerGetDatum(histogram_store(&row->sent_times));
-		values[11] = PointerGetDatum(histogram_store(&row->delivered_times));
-		values[12] = PointerGetDatum(histogram_store(&row->verified_times));
+		stats_hour_values(row, values);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	verb_end(&scope);
@@ -87,19 +75,7 @@ otp_usage_rest(PG_FUNCTION_ARGS)
 		Datum		values[13];
 		bool		nulls[13] = {false};
 
-		values[0] = Int32GetDatum(row->key.workspace_id);
-		values[1] = DateADTGetDatum(row->key.day);
-		values[2] = CStringGetTextDatum(row->key.channel);
-		values[3] = CStringGetTextDatum(row->key.country);
-		values[4] = CStringGetTextDatum(row->key.pricing_category);
-		values[5] = CStringGetTextDatum(row->key.price_unit);
-		values[6] = Int32GetDatum(row->sends);
-		values[7] = Int32GetDatum(row->messages);
-		values[8] = Int32GetDatum(row->sent);
-		values[9] = Int32GetDatum(row->delivered);
-		values[10] = Int32GetDatum(row->verified);
-		values[11] = Int32GetDatum(row->credits);
-		values[12] = row->price;
+		stats_day_values(row, values);
 		nulls[12] = row->price == (Datum) 0;
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}

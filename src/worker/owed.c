@@ -173,7 +173,7 @@ owed_free(Owed *o)
 		remember(o);
 	owed_unhold(o);
 	owed_clear_outcome(o);
-	receipts_drop(o);
+	receipts_release(o);
 	if (entry->first != o)
 	{
 		Owed	   *before = entry->first;

@@ -165,13 +165,6 @@ receipts_release(Owed *o)
 	}
 }
 
-/* A message goes: its early ones find it gone */
-void
-receipts_drop(Owed *o)
-{
-	receipts_release(o);
-}
-
 /* Attach an item of this turn to its message */
 static void
 attach(ReceiptItem *item, Owed *o)

@@ -355,9 +355,8 @@ extern void receipts_take(const OutboxRow *row);
 extern bool receipts_pending(void);
 extern TimestampTz receipts_next(TimestampTz now);
 
-/* One that was early can be looked at now. */
+/* The early ones of a message can be looked at now: it is written, or goes. */
 extern void receipts_release(Owed *o);
-extern void receipts_drop(Owed *o);
 
 /* What a provider has answered to a question. */
 extern void receipts_answer(Owed *o, const Receipt *receipt);
