@@ -18,12 +18,16 @@ static const struct
 	const char *sqlstate;
 }			errors[] = {
 	[OTP_OK] = {"", "00000"},
+	[OTP_INVALID_API_KEY] = {"invalid_api_key", "OT401"},
 	[OTP_INVALID_PHONE] = {"invalid_phone", "OT400"},
 	[OTP_TEMPLATE_NOT_FOUND] = {"template_not_found", "OT4T0"},
 	[OTP_INSUFFICIENT_CREDITS] = {"insufficient_credits", "OT402"},
 	[OTP_MODULE_INACTIVE] = {"module_inactive", "OT403"},
+	[OTP_WORKSPACE_SUSPENDED] = {"workspace_suspended", "OT403"},
+	[OTP_POLICY_DENIED] = {"policy_denied", "OT403"},
 	[OTP_NOT_FOUND] = {"otp_not_found", "OT404"},
 	[OTP_CANCELED] = {"otp_canceled", "OT409"},
+	[OTP_IDEMPOTENCY_KEY_REUSED] = {"idempotency_key_reused", "OT4I0"},
 	[OTP_EXPIRED] = {"otp_expired", "OT410"},
 	[OTP_ALREADY_VERIFIED] = {"otp_already_verified", "OT422"},
 	[OTP_FAILED] = {"otp_failed", "OT424"},

@@ -66,6 +66,7 @@ static const char *const purpose_names[KEY_PURPOSES] = {
 	[KEY_SEAL] = "otp/v1/seal",
 	[KEY_SEAL_MAC] = "otp/v1/seal-mac",
 	[KEY_PHONE] = "otp/v1/phone",
+	[KEY_SEND_KEY] = "otp/v1/send_key",
 };
 static const char id_label[] = "otp key id";
 static const char fingerprint_label[] = "otp fingerprint";

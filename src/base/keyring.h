@@ -37,10 +37,11 @@ typedef enum KeyPurpose
 	KEY_HASH,					/* hashing codes */
 	KEY_SEAL,					/* encrypting */
 	KEY_SEAL_MAC,				/* authenticating what is encrypted */
-	KEY_PHONE					/* hashing phone numbers */
+	KEY_PHONE,					/* hashing phone numbers */
+	KEY_SEND_KEY				/* hashing limit_keys and idempotency_key */
 } KeyPurpose;
 
-#define KEY_PURPOSES (KEY_PHONE + 1)
+#define KEY_PURPOSES (KEY_SEND_KEY + 1)
 
 /*
  * Make the key file with one new key, readable by us only, when there is

@@ -57,7 +57,8 @@ static const struct
 }			tables[RING_TABLES] = {
 	{"verifications", "id", NULL},
 	{"messages", "verification_id", NULL},
-	{"webhook_attempts", "webhook_id", "endpoint_id"}
+	{"webhook_attempts", "webhook_id", "endpoint_id"},
+	{"send_keys", "verification_id", NULL}
 };
 
 /* Find a leaf; there may be none of that table */

@@ -18,7 +18,7 @@
 #include "base/ulid.h"
 
 /* Tables that have a leaf for each drawer */
-#define RING_TABLES 3
+#define RING_TABLES 4
 
 /* A row of otp.ring */
 typedef struct RingDrawer

@@ -53,15 +53,15 @@ verification_insert(const Verification *v)
 	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {INT4OID, UUIDOID, INT2OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 		INT4OID, INT2OID, INT2OID, BOOLOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-	BYTEAOID, BYTEAOID, JSONBOID};
+	BYTEAOID, BYTEAOID, JSONBOID, BOOLOID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types)];
 
 	plan_keep(&plan,
 			  "INSERT INTO otp.verifications (workspace_id, id, slot, created_xid, created_at, expires_at,"
 			  " key_id, length, max_attempts, fallback_sms, test_outcome, phone, template, language, channel,"
-			  " context, salt, code_hash, metadata)"
-			  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+			  " context, salt, code_hash, metadata, shadowed)"
+			  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
 			  lengthof(types), types);
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = Int32GetDatum(v->workspace_id);
@@ -92,21 +92,22 @@ verification_insert(const Verification *v)
 		values[18] = v->metadata;
 	else
 		nulls[18] = 'n';
+	values[19] = BoolGetDatum(v->shadowed);
 	plan_run(plan, values, nulls, NULL, false, 0);
 }
 
 /* Queue a message */
 void
-verification_queue(const Verification *v, int number, const char *channel)
+verification_queue(const Verification *v, int number, const char *channel, int credits)
 {
 	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {UUIDOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID,
-	INT2OID, INT2OID, TEXTOID};
+	INT2OID, INT2OID, TEXTOID, INT2OID};
 	Datum		values[lengthof(types)];
 
 	plan_keep(&plan,
-			  "INSERT INTO otp.outbox (id, xid, origin, due_at, expires_at, workspace_id, slot, number, channel)"
-			  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+			  "INSERT INTO otp.outbox (id, xid, origin, due_at, expires_at, workspace_id, slot, number, channel, credits)"
+			  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
 			  lengthof(types), types);
 	values[0] = UUIDPGetDatum(&v->id);
 	values[1] = Int64GetDatum((int64) U64FromFullTransactionId(GetTopFullTransactionId()));
@@ -117,6 +118,7 @@ verification_queue(const Verification *v, int number, const char *channel)
 	values[6] = Int16GetDatum(v->slot);
 	values[7] = Int16GetDatum(number);
 	values[8] = CStringGetTextDatum(channel);
+	values[9] = Int16GetDatum(credits);
 	plan_run(plan, values, NULL, NULL, false, 0);
 }
 
@@ -125,7 +127,7 @@ verification_queue(const Verification *v, int number, const char *channel)
 	"SELECT v.workspace_id, v.created_xid, v.created_at, v.expires_at, v.verified_at, v.canceled_at," \
 	" v.resent_at, v.last_attempt_at, v.key_id, v.length, v.attempts, v.max_attempts, v.resends, v.fallback_sms," \
 	" v.test_outcome, v.phone, v.template, v.language, v.channel, v.context, v.salt, v.code_hash, v.metadata," \
-	" l.channel, l.ended_reason, f.since, f.failures" \
+	" l.channel, l.ended_reason, f.since, f.failures, v.shadowed" \
 	" FROM otp.verifications_%02d v" \
 	" LEFT JOIN LATERAL (SELECT m.channel, m.ended_reason FROM otp.messages_%02d m" \
 	" WHERE m.workspace_id = v.workspace_id AND m.verification_id = v.id" \
@@ -229,6 +231,7 @@ take_row(const pg_uuid_t *id, Verification *v)
 	v->ended_reason = copy_text(tuple, desc, 25);
 	v->phone_since = get_time(tuple, desc, 26);
 	v->phone_failures = v->phone_since != 0 ? GET_INT(27, Int32) : 0;
+	v->shadowed = GET_INT(28, Bool);
 	return true;
 }
 

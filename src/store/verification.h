@@ -34,6 +34,7 @@ typedef struct Verification
 	int			resends;
 	bool		fallback_sms;
 	const char *test_outcome;	/* NULL: a real phone */
+	bool		shadowed;		/* nothing is sent, no code is right */
 	const char *phone;
 	const char *template_name;
 	const char *language;
@@ -54,8 +55,11 @@ typedef struct Verification
 /* Insert a row. */
 extern void verification_insert(const Verification *v);
 
-/* Queue message number of a verification for the sender, due at once. */
-extern void verification_queue(const Verification *v, int number, const char *channel);
+/*
+ * Queue message number of a verification for the sender, due at once;
+ * credits is what was paid for it.
+ */
+extern void verification_queue(const Verification *v, int number, const char *channel, int credits);
 
 /*
  * Find a verification in the given workspaces (an int4[]) and lock its row

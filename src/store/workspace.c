@@ -24,6 +24,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "base/error.h"
 #include "base/guc.h"
 #include "base/owner.h"
 #include "store/plan.h"
@@ -123,6 +124,28 @@ column_bool(int column)
 	return DatumGetBool(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull));
 }
 
+/* Take a list of prefixes over, in the current context */
+static void
+column_prefixes(int column, PrefixList *list)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+	Datum	   *elements;
+	int			n;
+
+	list->count = -1;
+	list->prefixes = NULL;
+	if (isnull)
+		return;
+
+	/* The table's own check says that there are no NULLs */
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &n);
+	list->prefixes = palloc(sizeof(char *) * Max(n, 1));
+	list->count = n;
+	for (int i = 0; i < n; i++)
+		list->prefixes[i] = TextDatumGetCString(elements[i]);
+}
+
 /* Read a workspace by id or by name into the cache */
 static const Workspace *
 load_workspace(int32 workspace_id, const char *name)
@@ -133,16 +156,22 @@ load_workspace(int32 workspace_id, const char *name)
 	char		nulls[2];
 	MemoryContext old;
 	Workspace  *w;
-	bool		isnull;
-	Datum		prefixes;
+	char	   *mode;
+	char	   *function;
 
 	plan_keep(&plan,
 			  "SELECT w.workspace_id, w.name, w.default_template, w.default_channel, w.default_language,"
 			  " w.default_length, w.default_expires_in, w.default_fallback_sms, w.whatsapp_enabled, w.sms_enabled,"
 			  " w.whatsapp_account, w.sms_account, w.sends_per_second, w.sends_per_phone_hour, w.sends_per_phone_day,"
 			  " (extract(epoch FROM w.resend_cooldown) * 1000000)::int8, w.max_attempts, w.failures_per_phone_day,"
-			  " w.min_code_length, w.max_expires_in, w.require_context, w.allowed_prefixes,"
-			  " EXISTS (SELECT 1 FROM otp.test_numbers t WHERE t.workspace_id = w.workspace_id)"
+			  " w.min_code_length, w.max_expires_in, w.require_context,"
+			  " w.suspended_at IS NOT NULL, w.sends_burst, (extract(epoch FROM w.failure_delay) * 1000000)::int8,"
+			  " w.failure_delay_after, w.max_failures_in_row, w.credits_metered, w.fallback_credits, w.guard_mode,"
+			  " w.policy_function, (extract(epoch FROM w.policy_timeout) * 1000)::int4,"
+			  " w.allowed_prefixes, w.whatsapp_allowed_prefixes, w.sms_allowed_prefixes,"
+			  " w.denied_prefixes, w.whatsapp_denied_prefixes, w.sms_denied_prefixes, w.guard_exempt_prefixes,"
+			  " EXISTS (SELECT 1 FROM otp.test_numbers t WHERE t.workspace_id = w.workspace_id),"
+			  " EXISTS (SELECT 1 FROM otp.key_limits k WHERE k.workspace_id = w.workspace_id)"
 			  " FROM otp.workspaces w WHERE w.workspace_id = $1 OR w.name = $2",
 			  2, types);
 	values[0] = Int32GetDatum(workspace_id);
@@ -176,23 +205,26 @@ load_workspace(int32 workspace_id, const char *name)
 	w->min_code_length = column_int(19);
 	w->max_expires_in = column_int(20);
 	w->require_context = column_bool(21);
-	w->allowed_prefix_count = -1;
-	prefixes = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 22, &isnull);
-	if (!isnull)
+	w->suspended = column_bool(22);
+	w->sends_burst = column_int(23);
+	w->failure_delay = column_int(24);
+	w->failure_delay_after = column_int(25);
+	w->max_failures_in_row = column_int(26);
+	w->credits_metered = column_bool(27);
+	w->fallback_credits = column_int(28);
+	mode = column_text(29);
+	w->guard_mode = strcmp(mode, "block") == 0 ? GUARD_BLOCK : strcmp(mode, "record") == 0 ? GUARD_RECORD : GUARD_OFF;
+	function = column_text(30);
+	w->policy_function = function != NULL ? MemoryContextStrdup(cache_context, function) : NULL;
+	w->policy_timeout_ms = column_int(31);
+	for (int scope = 0; scope < PREFIX_SCOPES; scope++)
 	{
-		Datum	   *elements;
-		bool	   *element_nulls;
-		int			n;
-
-		deconstruct_array(DatumGetArrayTypeP(prefixes), TEXTOID, -1, false, TYPALIGN_INT,
-						  &elements, &element_nulls, &n);
-		w->allowed_prefix_count = 0;
-		w->allowed_prefixes = palloc(sizeof(char *) * Max(n, 1));
-		for (int i = 0; i < n; i++)
-			if (!element_nulls[i])
-				w->allowed_prefixes[w->allowed_prefix_count++] = TextDatumGetCString(elements[i]);
+		column_prefixes(32 + scope, &w->allowed[scope]);
+		column_prefixes(32 + PREFIX_SCOPES + scope, &w->denied[scope]);
 	}
-	w->has_test_numbers = column_bool(23);
+	column_prefixes(38, &w->guard_exempt);
+	w->has_test_numbers = column_bool(39);
+	w->has_key_limits = column_bool(40);
 	workspaces = lcons(w, workspaces);
 	MemoryContextSwitchTo(old);
 	return w;
@@ -347,6 +379,15 @@ workspace_acting(Oid caller, const char *name)
 	if (w == NULL)
 		refuse_caller(caller, NULL);
 	return w;
+}
+
+/* Require a workspace that may send */
+void
+workspace_require_active(const Workspace *w)
+{
+	if (w->suspended)
+		error_raise(OTP_WORKSPACE_SUSPENDED, "the workspace is suspended",
+					"The owner of the extension can end that by otp.resume_workspace.", -1, NULL);
 }
 
 /* Give all granted workspaces */

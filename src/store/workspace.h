@@ -10,6 +10,29 @@
 
 #include "datatype/timestamp.h"
 
+/* Prefixes of phones; a count of -1 is no list at all */
+typedef struct PrefixList
+{
+	int			count;
+	char	  **prefixes;
+} PrefixList;
+
+/* What a list of countries is about */
+typedef enum PrefixScope
+{
+	PREFIXES_ALL,
+	PREFIXES_WHATSAPP,
+	PREFIXES_SMS,
+	PREFIX_SCOPES
+} PrefixScope;
+
+typedef enum GuardMode
+{
+	GUARD_OFF,
+	GUARD_RECORD,
+	GUARD_BLOCK
+} GuardMode;
+
 /* A row of otp.workspaces. Limits that are off (NULL) are 0. */
 typedef struct Workspace
 {
@@ -34,9 +57,21 @@ typedef struct Workspace
 	int			min_code_length;
 	int			max_expires_in;
 	bool		require_context;
-	int			allowed_prefix_count;	/* -1: every country */
-	char	  **allowed_prefixes;
+	PrefixList	allowed[PREFIX_SCOPES];
+	PrefixList	denied[PREFIX_SCOPES];
+	bool		suspended;
+	int			sends_burst;
+	int64		failure_delay;	/* microseconds */
+	int			failure_delay_after;
+	int			max_failures_in_row;
+	bool		credits_metered;
+	int			fallback_credits;
+	GuardMode	guard_mode;
+	PrefixList	guard_exempt;
+	char	   *policy_function;	/* NULL: none */
+	int			policy_timeout_ms;
 	bool		has_test_numbers;
+	bool		has_key_limits;
 } Workspace;
 
 /*
@@ -47,6 +82,9 @@ typedef struct Workspace
  * it gives is the cache's own, good until the next call of this file.
  */
 extern const Workspace *workspace_acting(Oid caller, const char *name);
+
+/* Raise workspace_suspended for a workspace that may not send. */
+extern void workspace_require_active(const Workspace *w);
 
 /*
  * The ids of all workspaces granted to the caller: an int4[] for "= ANY".

@@ -13,6 +13,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "store/credit.h"
 #include "store/queue.h"
 #include "verb/verb.h"
 
@@ -68,6 +69,7 @@ otp_resend(PG_FUNCTION_ARGS)
 	w = workspace_by_id(v.workspace_id);
 	if (w == NULL)
 		verb_raise_end(OTP_NOT_FOUND);
+	workspace_require_active(w);
 	if (v.resends >= MAX_RESENDS)
 		error_raise(OTP_RATE_LIMIT_EXCEEDED, "this code was sent too often",
 					"Send a new code with otp_send.", -1, "resends");
@@ -85,8 +87,11 @@ otp_resend(PG_FUNCTION_ARGS)
 	verification_set_resent(&v, now);
 	if (v.test_outcome == NULL)
 	{
-		verification_queue(&v, 2 * v.resends + 1, channel);
-		wake_at_commit();
+		if (!v.shadowed)
+		{
+			verification_queue(&v, 2 * v.resends + 1, channel, credit_take(w));
+			wake_at_commit();
+		}
 	}
 	else if (strcmp(v.test_outcome, "pending") != 0)
 	{

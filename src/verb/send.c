@@ -22,9 +22,11 @@
 #include "base/guc.h"
 #include "base/phone.h"
 #include "base/roster.h"
+#include "store/credit.h"
 #include "store/key.h"
 #include "store/template.h"
 #include "store/test_number.h"
+#include "verb/send.h"
 #include "verb/verb.h"
 
 EXPORTED_FUNCTION(otp_send);
@@ -65,19 +67,6 @@ take_phone(FunctionCallInfo fcinfo)
 		error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
 					psprintf("It %s; it should be \"+\" and 7 to 15 digits, the country's first.", defect), -1, NULL);
 	return text_to_cstring(phone);
-}
-
-/* Require an allowed country */
-static void
-check_country(const Workspace *w, const char *phone)
-{
-	if (w->allowed_prefix_count < 0)
-		return;
-	for (int i = 0; i < w->allowed_prefix_count; i++)
-		if (strncmp(phone, w->allowed_prefixes[i], strlen(w->allowed_prefixes[i])) == 0)
-			return;
-	error_raise(OTP_INVALID_PHONE, "phone numbers of this country are not allowed",
-				"The workspace's allowed_prefixes in otp.workspaces say which are.", -1, NULL);
 }
 
 /* Require a usable template */
@@ -213,152 +202,186 @@ warn_without_sender(void)
 				 errhidecontext(true)));
 }
 
+/* Take the argument metadata */
+static void
+take_metadata(FunctionCallInfo fcinfo, Verification *v)
+{
+	Jsonb	   *metadata;
+
+	if (PG_ARGISNULL(ARG_METADATA))
+		return;
+	metadata = PG_GETARG_JSONB_P(ARG_METADATA);
+	if (!JB_ROOT_IS_OBJECT(metadata))
+		error_invalid_argument("argument \"metadata\" is not a JSON object",
+							   "Give key-value pairs, such as {\"user_id\": 4711}.");
+	if (VARSIZE(metadata) > MAX_METADATA)
+		error_invalid_argument("argument \"metadata\" is too long", "It may have up to 4096 bytes.");
+	v->metadata = JsonbPGetDatum(metadata);
+	v->has_metadata = true;
+}
+
+/* Fill in what was left out, as the workspace says, and check all */
+static void
+settle_arguments(FunctionCallInfo fcinfo, SendRequest *r)
+{
+	const Workspace *w = r->w;
+	Verification *v = &r->v;
+
+	v->workspace_id = w->workspace_id;
+	if (v->template_name == NULL)
+		v->template_name = w->default_template;
+	if (v->language == NULL)
+		v->language = w->default_language;
+	if (v->channel == NULL)
+		v->channel = w->default_channel;
+	v->length = PG_ARGISNULL(ARG_LENGTH) ? w->default_length : PG_GETARG_INT32(ARG_LENGTH);
+	r->expires_in = PG_ARGISNULL(ARG_EXPIRES_IN) ? w->default_expires_in : PG_GETARG_INT32(ARG_EXPIRES_IN);
+	v->fallback_sms = PG_ARGISNULL(ARG_FALLBACK_SMS) ? w->default_fallback_sms : PG_GETARG_BOOL(ARG_FALLBACK_SMS);
+	v->max_attempts = w->max_attempts;
+
+	if (strcmp(v->channel, "whatsapp") != 0 && strcmp(v->channel, "sms") != 0)
+		error_invalid_argument("there is no such channel", "It is whatsapp or sms.");
+	if (strcmp(v->channel, "sms") == 0)
+		v->fallback_sms = false;
+	if (v->length != 4 && v->length != 6 && v->length != 8)
+		error_invalid_argument("a code cannot have this length", "It has 4, 6 or 8 digits.");
+	if (v->length < w->min_code_length)
+		error_invalid_argument("the code is shorter than the workspace's policy allows",
+							   psprintf("It has at least %d digits.", w->min_code_length));
+	if (r->expires_in < 60 || r->expires_in > 900)
+		error_invalid_argument("a code cannot live this long", "expires_in is 60 to 900 seconds.");
+	if (r->expires_in > w->max_expires_in)
+		error_invalid_argument("the code lives longer than the workspace's policy allows",
+							   psprintf("expires_in is at most %d seconds.", w->max_expires_in));
+	if (w->require_context && v->context == NULL)
+		error_invalid_argument("the workspace's policy asks for a context",
+							   "Say in the argument \"context\" what the code may be used for.");
+	check_template(w, v->template_name, v->language, v->channel);
+
+	/* Time is the clock's: a long transaction must not stretch a code's life */
+	v->created_at = GetCurrentTimestamp();
+	v->expires_at = v->created_at + (int64) r->expires_in * USECS_PER_SEC;
+}
+
+/* Ask everybody who may refuse to send to a real phone */
+static void
+ask_policy(FunctionCallInfo fcinfo, SendRequest *r)
+{
+	const Workspace *w = r->w;
+	Verification *v = &r->v;
+	bool		fallback_asked = !PG_ARGISNULL(ARG_FALLBACK_SMS) && PG_GETARG_BOOL(ARG_FALLBACK_SMS);
+
+	country_require(w, v, fallback_asked);
+	module_require(w, v->channel, v->fallback_sms);
+
+	/* Before anything is locked: it may take its time */
+	v->shadowed = !policy_allows(r);
+	guard_require(w, v->phone, v->channel, v->created_at);
+	limits_take(w, v->phone, v->template_name, v->context, v->created_at);
+	limit_keys_take(w, r->limit_keys, v->created_at);
+}
+
+/* Make the code: its hash stays, the code itself can be derived again */
+static void
+make_code(Verification *v, const char *given)
+{
+	char		code[CODE_MAX_LENGTH + 1];
+
+	v->key_id = key_for_writing();
+	ulid_make(&v->id, v->created_at);
+	v->slot = ulid_slot(&v->id);
+	v->created_xid = U64FromFullTransactionId(GetTopFullTransactionId());
+	if (!pg_strong_random(v->salt, CODE_SALT_LENGTH))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random bytes")));
+	if (given != NULL)
+		strlcpy(code, given, sizeof(code));
+	else
+		code_derive(&v->id, v->salt, v->key_id, v->length, code);
+	code_hash(&v->id, v->context, code, v->key_id, v->code_hash);
+	explicit_bzero(code, sizeof(code));
+}
+
 /* Send a code */
 Datum
 otp_send(PG_FUNCTION_ARGS)
 {
 	VerbScope	scope;
-	Verification v;
-	const Workspace *w;
+	SendRequest r;
+	Verification *v = &r.v;
 	const char *workspace;
 	TestNumber	test = {0};
 	bool		is_test = false;
 	bool		fell_back = false;
-	int			expires_in;
-	char		code[CODE_MAX_LENGTH + 1];
 	Datum		values[7];
 	bool		nulls[7] = {false};
 
-	memset(&v, 0, sizeof(v));
+	memset(&r, 0, sizeof(r));
 
 	/* Take the arguments that need no workspace */
-	v.phone = take_phone(fcinfo);
-	v.context = verb_text(fcinfo, ARG_CONTEXT, "context", MAX_CONTEXT);
-	if (!PG_ARGISNULL(ARG_METADATA))
-	{
-		Jsonb	   *metadata = PG_GETARG_JSONB_P(ARG_METADATA);
-
-		if (!JB_ROOT_IS_OBJECT(metadata))
-			error_invalid_argument("argument \"metadata\" is not a JSON object",
-								   "Give key-value pairs, such as {\"user_id\": 4711}.");
-		if (VARSIZE(metadata) > MAX_METADATA)
-			error_invalid_argument("argument \"metadata\" is too long", "It may have up to 4096 bytes.");
-		v.metadata = JsonbPGetDatum(metadata);
-		v.has_metadata = true;
-	}
+	v->phone = take_phone(fcinfo);
+	v->context = verb_text(fcinfo, ARG_CONTEXT, "context", MAX_CONTEXT);
+	take_metadata(fcinfo, v);
 	if (!PG_ARGISNULL(ARG_LIMIT_KEYS))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("argument \"limit_keys\" is not supported yet"),
-				 errhint("Leave it out."),
-				 errhidestmt(true), errhidecontext(true)));
-	if (!PG_ARGISNULL(ARG_IDEMPOTENCY_KEY))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("argument \"idempotency_key\" is not supported yet"),
-				 errhint("Leave it out."),
-				 errhidestmt(true), errhidecontext(true)));
-
-	v.template_name = verb_text(fcinfo, ARG_TEMPLATE, "template", MAX_TEMPLATE);
-	v.language = verb_text(fcinfo, ARG_LANGUAGE, "language", MAX_LANGUAGE);
-	v.channel = verb_text(fcinfo, ARG_CHANNEL, "channel", 16);
+		r.limit_keys = limit_keys_parse(PG_GETARG_ARRAYTYPE_P(ARG_LIMIT_KEYS));
+	r.idempotency_key = verb_text(fcinfo, ARG_IDEMPOTENCY_KEY, "idempotency_key", MAX_IDEMPOTENCY_KEY);
+	v->template_name = verb_text(fcinfo, ARG_TEMPLATE, "template", MAX_TEMPLATE);
+	v->language = verb_text(fcinfo, ARG_LANGUAGE, "language", MAX_LANGUAGE);
+	v->channel = verb_text(fcinfo, ARG_CHANNEL, "channel", 16);
 	workspace = verb_text(fcinfo, ARG_WORKSPACE, "workspace", NAMEDATALEN);
 
 	verb_begin(&scope, "otp_send()", VERB_WRITES);
-	w = workspace_acting(scope.caller, workspace);
+	r.w = workspace_acting(scope.caller, workspace);
+	workspace_require_active(r.w);
+	settle_arguments(fcinfo, &r);
 
-	/* What is left out, the workspace decides */
-	v.workspace_id = w->workspace_id;
-	if (v.template_name == NULL)
-		v.template_name = w->default_template;
-	if (v.language == NULL)
-		v.language = w->default_language;
-	if (v.channel == NULL)
-		v.channel = w->default_channel;
-	v.length = PG_ARGISNULL(ARG_LENGTH) ? w->default_length : PG_GETARG_INT32(ARG_LENGTH);
-	expires_in = PG_ARGISNULL(ARG_EXPIRES_IN) ? w->default_expires_in : PG_GETARG_INT32(ARG_EXPIRES_IN);
-	v.fallback_sms = PG_ARGISNULL(ARG_FALLBACK_SMS) ? w->default_fallback_sms : PG_GETARG_BOOL(ARG_FALLBACK_SMS);
-	v.max_attempts = w->max_attempts;
-
-	/* Check them */
-	if (strcmp(v.channel, "whatsapp") != 0 && strcmp(v.channel, "sms") != 0)
-		error_invalid_argument("there is no such channel", "It is whatsapp or sms.");
-	if (strcmp(v.channel, "sms") == 0)
-		v.fallback_sms = false;
-	if (v.length != 4 && v.length != 6 && v.length != 8)
-		error_invalid_argument("a code cannot have this length", "It has 4, 6 or 8 digits.");
-	if (v.length < w->min_code_length)
-		error_invalid_argument("the code is shorter than the workspace's policy allows",
-							   psprintf("It has at least %d digits.", w->min_code_length));
-	if (expires_in < 60 || expires_in > 900)
-		error_invalid_argument("a code cannot live this long", "expires_in is 60 to 900 seconds.");
-	if (expires_in > w->max_expires_in)
-		error_invalid_argument("the code lives longer than the workspace's policy allows",
-							   psprintf("expires_in is at most %d seconds.", w->max_expires_in));
-	if (w->require_context && v.context == NULL)
-		error_invalid_argument("the workspace's policy asks for a context",
-							   "Say in the argument \"context\" what the code may be used for.");
-	check_template(w, v.template_name, v.language, v.channel);
-
-	/* Time is the clock's: a long transaction must not stretch a code's life */
-	v.created_at = GetCurrentTimestamp();
-	v.expires_at = v.created_at + (int64) expires_in * USECS_PER_SEC;
-
-	if (w->has_test_numbers)
-		is_test = test_number_find(w->workspace_id, v.phone, v.created_at, &test);
-	if (is_test)
+	if (r.idempotency_key == NULL || !idempotency_find(&r))
 	{
-		raise_test_outcome(test.outcome);
-		v.test_outcome = test.outcome;
-		v.length = strlen(test.code);
-	}
-	else
-	{
-		check_country(w, v.phone);
-		module_require(w, v.channel, v.fallback_sms);
-		limits_take(w, v.phone, v.template_name, v.context, v.created_at);
-	}
+		if (r.w->has_test_numbers)
+			is_test = test_number_find(r.w->workspace_id, v->phone, v->created_at, &test);
+		if (is_test)
+		{
+			raise_test_outcome(test.outcome);
+			v->test_outcome = test.outcome;
+			v->length = strlen(test.code);
+		}
+		else
+			ask_policy(fcinfo, &r);
+		make_code(v, is_test ? test.code : NULL);
 
-	/* Make the code: its hash stays, the code itself can be derived again */
-	v.key_id = key_for_writing();
-	ulid_make(&v.id, v.created_at);
-	v.slot = ulid_slot(&v.id);
-	v.created_xid = U64FromFullTransactionId(GetTopFullTransactionId());
-	if (!pg_strong_random(v.salt, CODE_SALT_LENGTH))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random bytes")));
-	if (is_test)
-		strlcpy(code, test.code, sizeof(code));
-	else
-		code_derive(&v.id, v.salt, v.key_id, v.length, code);
-	code_hash(&v.id, v.context, code, v.key_id, v.code_hash);
-	explicit_bzero(code, sizeof(code));
-
-	/* Write it down */
-	verification_insert(&v);
-	if (is_test)
-	{
-		explicit_bzero(test.code, strlen(test.code));
-		write_test_messages(&v, v.created_at);
-		fell_back = strcmp(v.test_outcome, "sms_fallback") == 0;
+		/* Write it down */
+		verification_insert(v);
+		if (r.idempotency_key != NULL)
+			idempotency_note(&r);
+		if (is_test)
+		{
+			explicit_bzero(test.code, strlen(test.code));
+			write_test_messages(v, v->created_at);
+		}
+		else
+		{
+			limit_keys_note(v, r.limit_keys);
+			guard_note_sent(r.w, v);
+			if (!v->shadowed)
+			{
+				verification_queue(v, 1, v->channel, credit_take(r.w));
+				wake_at_commit();
+			}
+			warn_without_sender();
+			warn_of_text(v, r.expires_in);
+		}
 	}
-	else
-	{
-		verification_queue(&v, 1, v.channel);
-		wake_at_commit();
-		warn_without_sender();
-		warn_of_text(&v, expires_in);
-	}
+	fell_back = v->test_outcome != NULL && strcmp(v->test_outcome, "sms_fallback") == 0;
 
 	verb_end(&scope);
 
 	values[0] = BoolGetDatum(true);
-	values[1] = verb_id(&v.id);
-	values[2] = CStringGetTextDatum(fell_back ? "sms" : v.channel);
-	values[3] = CStringGetTextDatum(v.phone);
-	values[4] = TimestampTzGetDatum(v.expires_at);
-	values[5] = Int32GetDatum(expires_in);
+	values[1] = verb_id(&v->id);
+	values[2] = CStringGetTextDatum(fell_back ? "sms" : v->channel);
+	values[3] = CStringGetTextDatum(v->phone);
+	values[4] = TimestampTzGetDatum(v->expires_at);
+	values[5] = Int32GetDatum(r.expires_in);
 	values[6] = (Datum) 0;
 	nulls[6] = true;
 	return verb_row(fcinfo, values, nulls);

@@ -21,6 +21,7 @@
 #define MAX_CONTEXT 256
 #define MAX_METADATA 4096
 #define MAX_TEMPLATE 512		/* Meta's own limit for a template's name */
+#define MAX_IDEMPOTENCY_KEY 255
 #define MAX_LANGUAGE 16			/* "zh_Hant_TW" and room */
 
 /* A verb at work: the caller's identity, the owner's scope, SPI */

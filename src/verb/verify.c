@@ -23,6 +23,7 @@
 #include "base/keyring.h"
 #include "store/key.h"
 #include "store/queue.h"
+#include "verb/send.h"
 #include "verb/verb.h"
 
 EXPORTED_FUNCTION(otp_verify);
@@ -142,6 +143,8 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 	if (right)
 	{
 		verification_set_verified(v, attempts, now);
+		if (w != NULL && v->test_outcome == NULL)
+			guard_note_verified(w, v);
 
 		/* The sender forgets the code, and tells of this if we commit */
 		if (v->test_outcome == NULL)

@@ -1,0 +1,82 @@
+/*-------------------------------------------------------------------------
+ *
+ * send.h
+ *	  The parts of otp_send, in the order in which they are asked.
+ *
+ * All need the owner's scope and SPI_connect, unless said otherwise.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OTP_SEND_H
+#define OTP_SEND_H
+
+#include "utils/array.h"
+
+#include "base/code.h"
+#include "store/verification.h"
+#include "store/workspace.h"
+
+typedef struct LimitKeys LimitKeys;
+
+/* What otp_send was asked for */
+typedef struct SendRequest
+{
+	const Workspace *w;
+	Verification v;				/* what is to be written */
+	int			expires_in;		/* seconds */
+	LimitKeys  *limit_keys;		/* NULL: none */
+	char	   *idempotency_key;	/* NULL: none */
+	uint8		arguments[HASH_LENGTH]; /* with a key: a hash of all arguments */
+} SendRequest;
+
+/*
+ * Refuse a phone of a country that the workspace does not send to over the
+ * channel (invalid_phone). A fallback that was asked for is refused as well;
+ * one that only the workspace's default wants is left out. (country.c)
+ */
+extern void country_require(const Workspace *w, Verification *v, bool fallback_asked);
+
+/*
+ * Idempotency: find what the same key was answered within the last 24 hours.
+ * True when there is such a send, which *v is then filled from, and
+ * *expires_in. Locks the key until the end of the transaction. Raises
+ * idempotency_key_reused when the arguments differ. (idempotency.c)
+ */
+extern bool idempotency_find(SendRequest *r);
+
+/* Note the key of a send that was made. */
+extern void idempotency_note(const SendRequest *r);
+
+/*
+ * Take the argument limit_keys apart; raises 22023 for malformed ones. NULL
+ * for an empty array. Needs no scope. (limit_keys.c)
+ */
+extern LimitKeys *limit_keys_parse(ArrayType *keys);
+
+/* Refuse when a key has been sent for too often (rate_limit_exceeded). Locks the keys to the end of the transaction. */
+extern void limit_keys_take(const Workspace *w, const LimitKeys *keys, TimestampTz now);
+
+/* Count a send for its keys. */
+extern void limit_keys_note(const Verification *v, const LimitKeys *keys);
+
+/* The argument as it was, as an array of texts. */
+extern Datum limit_keys_datum(const LimitKeys *keys);
+
+/*
+ * The guard against pumping: refuse when too many codes to the phone's
+ * country were not verified (rate_limit_exceeded), or record that it would
+ * have. (guard.c)
+ */
+extern void guard_require(const Workspace *w, const char *phone, const char *channel, TimestampTz now);
+
+/* Count a send, or that one was verified, when this transaction commits. */
+extern void guard_note_sent(const Workspace *w, const Verification *v);
+extern void guard_note_verified(const Workspace *w, const Verification *v);
+
+/*
+ * Ask the workspace's policy function, if it has one: true when it may be
+ * sent, false when it is to be shadowed. Raises policy_denied. (policy.c)
+ */
+extern bool policy_allows(const SendRequest *r);
+
+#endif							/* OTP_SEND_H */
