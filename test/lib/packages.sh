@@ -9,6 +9,9 @@ build_packages='gcc libc6-dev libcurl4-openssl-dev libjansson-dev libmicrohttpd-
 # What only the check needs: TAP tests, the simulator's own test, pgindent
 check_packages='libio-socket-ssl-perl libipc-run-perl openssl pg-bsd-indent python3'
 
+# What pgbouncer links to, for the TAP tests
+pgbouncer_packages='libc-ares2 libevent-2.1-7'
+
 # What the webhook receiver needs, where it is wanted
 node_packages='nodejs npm'
 
@@ -141,4 +144,21 @@ packages_install() {
 	trap - EXIT
 	pg_find >/dev/null || fail 'There is still no PostgreSQL to be found in /usr/lib/postgresql.'
 	done_line 'packages are installed' "$(seconds $(($(now_ms) - start)))"
+}
+
+# Fetch pgbouncer into a folder, unless the system has it: where to. The package is not
+# installed, because it would start a service, now and at each boot; only what the program
+# links to is.
+pgbouncer_fetch() {
+	local to=$1 log=$1.log start
+	! command -v pgbouncer >/dev/null && [ ! -x "$to/usr/sbin/pgbouncer" ] || return 0
+	start=$(now_ms)
+	working 'apt-get download pgbouncer'
+	mkdir -p "$to"
+	(
+		cd "$to"
+		apt-get -q download pgbouncer || { as_root apt-get -q update && apt-get -q download pgbouncer; }
+		dpkg-deb -x pgbouncer_*.deb . && rm pgbouncer_*.deb
+	) </dev/null >"$log" 2>&1 || fail 'pgbouncer cannot be fetched.' "$(tail -n 10 "$log")"
+	done_line 'pgbouncer is fetched, not installed' "$(seconds $(($(now_ms) - start)))"
 }

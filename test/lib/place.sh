@@ -10,6 +10,7 @@
 #	place/source	the repository without its history
 #	place/server	the PostgreSQL tree
 #	place/node		libraries of the webhook receiver
+#	place/pgbouncer	pgbouncer, unless the system has it
 #	place/log		what the steps printed
 
 place=${OTP_PLACE:-}
@@ -47,6 +48,7 @@ place_enter() {
 
 	# Libraries, if it needs them
 	[ -z "${place_wants_receiver:-}" ] || receiver_fetch "$place/node"
+	[ -z "${place_wants_pgbouncer:-}" ] || pgbouncer_fetch "$place/pgbouncer"
 
 	# Only what the commands listen to goes along
 	set -- env -i HOME="$place/home" LANG=C.UTF-8 OTP_PLACE="$place" OTP_KEPT="$kept" \
