@@ -1333,6 +1333,10 @@ BEGIN
 			SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE ' ELSE 'TABLE ' END || c.oid::pg_catalog.regclass::text, c.relowner, c.relacl
 			FROM pg_catalog.pg_class c JOIN members m ON m.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND m.objid = c.oid
 			UNION ALL
+			SELECT 'TYPE ' || y.oid::pg_catalog.regtype::text, y.typowner, coalesce(y.typacl, pg_catalog.acldefault('T', y.typowner))
+			FROM pg_catalog.pg_type y JOIN members m ON m.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND m.objid = y.oid
+			JOIN pg_catalog.pg_class c ON c.oid = y.typrelid AND c.relkind = 'c'
+			UNION ALL
 			SELECT 'SCHEMA otp', n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname = 'otp'
 		)
 		SELECT DISTINCT acls.name, CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END AS grantee

@@ -19,6 +19,7 @@
 /* What a tenant's role may call and read; %s is the role, or its absence */
 static const char *const privileges[] = {
 	"USAGE ON SCHEMA otp",
+	"USAGE ON TYPE otp.send_request",
 	"SELECT ON otp.deliveries, otp.delivery_stats, otp.provider_errors",
 	"SELECT ON otp.webhook_endpoint_list, otp.webhook_deliveries",
 	"EXECUTE ON FUNCTION otp.my_workspaces(), otp.format_id(uuid), otp.parse_id(text)",
