@@ -581,6 +581,62 @@ COMMENT ON FUNCTION otp.simulate IS
 
 /* ----------------------------------------------------------------- guard */
 
+-- What the guard against pumping has decided: a row for each hour (of UTC), country and reason, so that an attack costs
+-- a row. Written only by the sender, every second.
+CREATE TABLE otp.guard_log (
+	workspace_id int NOT NULL,
+	hour timestamptz NOT NULL,
+	country text NOT NULL,					-- or a plus and three digits
+	reason text NOT NULL,					-- hour, day
+	blocked int8 NOT NULL,
+	recorded int8 NOT NULL,
+	first_at timestamptz NOT NULL,
+	last_at timestamptz NOT NULL,
+	unverified int NOT NULL,				-- the last time
+	threshold int NOT NULL,
+	PRIMARY KEY (workspace_id, hour, country, reason)
+) WITH (fillfactor = 70);
+CREATE INDEX guard_log_hour ON otp.guard_log (hour);
+
+CREATE FUNCTION otp.guard_unwritten(
+	OUT workspace_id int, OUT country text, OUT reason text, OUT blocked int8, OUT recorded int8,
+	OUT first_at timestamptz, OUT last_at timestamptz, OUT unverified int, OUT threshold int)
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'otp_guard_unwritten' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 5;
+COMMENT ON FUNCTION otp.guard_unwritten IS
+'What otp.guard_log does not have yet: the decisions of the last second or so. For the caller''s workspaces.';
+
+CREATE FUNCTION otp.guard_status(
+	workspace text = NULL,
+	OUT country text, OUT unverified_hour int, OUT threshold_hour int, OUT unverified_day int, OUT threshold_day int,
+	OUT verified_hour int, OUT verified_day int, OUT exempt bool, OUT tripped bool)
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'otp_guard_status' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 20;
+COMMENT ON FUNCTION otp.guard_status IS
+'Tell how the guard against pumping sees a workspace, whatever its guard_mode: a row for each country that was sent to within a day.
+workspace: NULL is otp.workspace, else the only one granted.
+Result: country (ISO 3166-1; where none is known, a plus and the first three digits); codes sent within the last hour and the last 24 hours that are not verified, and how many may be; those that are verified; exempt: guard_exempt_prefixes has all of the country; tripped: the next send is refused or recorded. The windows move by ten minutes. What open transactions have sent does not count yet.
+Errors: 42501 without a grant, 22023 when several workspaces are granted and none is chosen.';
+
+CREATE VIEW otp.guard_decisions WITH (security_barrier) AS
+SELECT w.name AS workspace, d.country, d.since, d.at, k.decision, d.reason, k.count, d.unverified, d.threshold
+FROM (
+	SELECT g.workspace_id, g.hour, g.country, g.reason, pg_catalog.sum(g.blocked)::int8 AS blocked, pg_catalog.sum(g.recorded)::int8 AS recorded,
+		pg_catalog.min(g.first_at) AS since, pg_catalog.max(g.last_at) AS at,
+		(pg_catalog.array_agg(g.unverified ORDER BY g.last_at DESC))[1] AS unverified,
+		(pg_catalog.array_agg(g.threshold ORDER BY g.last_at DESC))[1] AS threshold
+	FROM (
+		SELECT l.workspace_id, l.hour, l.country, l.reason, l.blocked, l.recorded, l.first_at, l.last_at, l.unverified, l.threshold
+		FROM otp.guard_log l
+		UNION ALL
+		SELECT u.workspace_id, pg_catalog.date_trunc('hour', u.last_at, 'UTC'), u.country, u.reason, u.blocked, u.recorded, u.first_at,
+			u.last_at, u.unverified, u.threshold
+		FROM otp.guard_unwritten() u) g
+	GROUP BY g.workspace_id, g.hour, g.country, g.reason) d
+CROSS JOIN LATERAL (VALUES ('blocked', d.blocked), ('recorded', d.recorded)) k (decision, count)
+JOIN otp.workspaces w USING (workspace_id)
+WHERE k.count > 0 AND d.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
+COMMENT ON VIEW otp.guard_decisions IS
+'What the guard against pumping has refused (blocked) or would have (recorded): per hour, workspace, country and reason (hour, day) the number of sends (count), the first (since) and the last (at), and then the unverified codes and their threshold. Kept for otp.retention.';
+
 /* ----------------------------------------------------------------- audit */
 
 /* ------------------------------------------------------------- templates */
@@ -1116,6 +1172,10 @@ FROM (VALUES
 	('ZM', '{260}'), ('ZW', '{263}')
 ) c (country, prefixes), pg_catalog.unnest(c.prefixes::text[]) p (prefix);
 
+CREATE TRIGGER note_change AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON otp.countries
+	FOR EACH STATEMENT EXECUTE FUNCTION otp.note_change();
+ALTER TABLE otp.countries ENABLE ALWAYS TRIGGER note_change;
+
 CREATE FUNCTION otp.histogram_add(a int[], b int[]) RETURNS int[]
 AS 'MODULE_PATHNAME', 'otp_histogram_add' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION otp.histogram_add IS 'Add two histograms of otp.stats_hours.';
@@ -1377,6 +1437,7 @@ SELECT pg_catalog.pg_extension_config_dump('otp.phone_failures', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.stats_position', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.stats_hours', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.usage_days', '');
+SELECT pg_catalog.pg_extension_config_dump('otp.guard_log', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.webhook_endpoints', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.webhook_endpoints_endpoint_id_seq', '');
 DO $$

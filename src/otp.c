@@ -17,6 +17,7 @@
 #include "storage/shmem.h"
 #include "utils/guc.h"
 
+#include "base/guard.h"
 #include "base/guc.h"
 #include "base/keyring.h"
 #include "base/ledger.h"
@@ -41,6 +42,7 @@ bool		otp_allow_private_addresses = false;
 int			otp_max_databases = 64;
 int			otp_max_in_flight = 1000;
 int			otp_ledger_size = 16384;
+int			otp_guard_size = 4096;
 int			otp_retention = 30 * MINUTES_PER_DAY;
 bool		otp_allow_private_webhooks = false;
 
@@ -131,6 +133,14 @@ define_server_settings(void)
 							&otp_ledger_size,
 							16384, 2, 1000000,
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+
+	/* At least: one workspace that sends to every country, and to more */
+	DefineCustomIntVariable("otp.guard_size",
+							"Most countries of workspaces that the guard against pumping has in memory.",
+							"When it is full, the workspace that has not sent for the longest time is read again before its next code.",
+							&otp_guard_size,
+							4096, 1024, 1000000,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 }
 
 /* Ask for shared memory */
@@ -143,10 +153,12 @@ request_shmem(void)
 #endif
 	RequestAddinShmemSpace(ledger_shmem_size());
 	RequestAddinShmemSpace(limiter_shmem_size());
+	RequestAddinShmemSpace(guard_shmem_size());
 	RequestAddinShmemSpace(roster_shmem_size());
 	RequestAddinShmemSpace(receipt_count_shmem_size());
 	RequestNamedLWLockTranche("otp_ledger", 1);
 	RequestNamedLWLockTranche("otp_limiter", 1);
+	RequestNamedLWLockTranche("otp_guard", 1);
 }
 
 /* Set up shared memory, and the key file on a server's first start */
@@ -159,6 +171,7 @@ startup_shmem(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	ledger_shmem_init();
 	limiter_shmem_init();
+	guard_shmem_init();
 	roster_shmem_init();
 	receipt_count_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
@@ -199,6 +212,7 @@ _PG_init(void)
 	shmem_startup_hook = startup_shmem;
 
 	wake_init();
+	guard_pending_init();
 	utility_hook_install();
 	launcher_register();
 }

@@ -20,6 +20,7 @@ extern bool otp_allow_private_addresses;
 extern int	otp_max_databases;
 extern int	otp_max_in_flight;
 extern int	otp_ledger_size;
+extern int	otp_guard_size;
 extern int	otp_retention;		/* minutes that history is kept */
 extern bool otp_allow_private_webhooks;
 

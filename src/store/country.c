@@ -11,11 +11,18 @@
 #include "postgres.h"
 #include "base/compat.h"
 
+#include "catalog/namespace.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
 
 #include "store/country.h"
 #include "store/plan.h"
+
+/* A plus and the digits of the longest prefix, which the table's check allows */
+#define MAX_PREFIX 16
 
 typedef struct CountryNode
 {
@@ -92,6 +99,95 @@ country_free(Countries *c)
 {
 	pfree(c->nodes);
 	pfree(c);
+}
+
+/* What the session has read */
+static MemoryContext kept_context = NULL;
+static Countries *kept = NULL;
+static Oid	kept_table = InvalidOid;
+static bool kept_stale = true;
+
+/* Take in a change of the table */
+static void
+note_relation_change(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == kept_table)
+		kept_stale = true;
+}
+
+/* Give the session's copy */
+const Countries *
+country_kept(void)
+{
+	MemoryContext old;
+
+	if (kept != NULL && !kept_stale)
+		return kept;
+	if (kept_context == NULL)
+	{
+		CacheRegisterRelcacheCallback(note_relation_change, (Datum) 0);
+		kept_context = AllocSetContextCreate(TopMemoryContext, "otp countries", ALLOCSET_DEFAULT_SIZES);
+	}
+	kept = NULL;
+	MemoryContextReset(kept_context);
+
+	/* Before the reading, so that a change during it is not missed */
+	kept_table = get_relname_relid("countries", get_namespace_oid("otp", false));
+	kept_stale = false;
+	old = MemoryContextSwitchTo(kept_context);
+	kept = country_load();
+	MemoryContextSwitchTo(old);
+	return kept;
+}
+
+/* Is one of the prefixes the start of another one? */
+static bool
+is_covered(const char *prefix, char **prefixes, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (strncmp(prefix, prefixes[i], strlen(prefixes[i])) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Are all prefixes of a country, from a node on, covered? */
+static bool
+are_covered(const Countries *c, int node, char *prefix, int length, const char *country,
+			char **prefixes, int n, bool *found)
+{
+	if (strcmp(c->nodes[node].country, country) == 0)
+	{
+		*found = true;
+		if (!is_covered(prefix, prefixes, n))
+			return false;
+	}
+	for (int digit = 0; digit < 10 && length < MAX_PREFIX; digit++)
+	{
+		if (c->nodes[node].next[digit] == 0)
+			continue;
+		prefix[length] = '0' + digit;
+		prefix[length + 1] = '\0';
+		if (!are_covered(c, c->nodes[node].next[digit], prefix, length + 1, country, prefixes, n, found))
+			return false;
+		prefix[length] = '\0';
+	}
+	return true;
+}
+
+/* Do the prefixes have all numbers of a country? */
+bool
+country_covered(const Countries *c, const char *country, char **prefixes, int n)
+{
+	char		prefix[MAX_PREFIX + 1] = "+";
+	bool		found = false;
+
+	if (n <= 0)
+		return false;
+	if (country[0] == '+')
+		return is_covered(country, prefixes, n);
+	return are_covered(c, 0, prefix, 1, country, prefixes, n, &found) && found;
 }
 
 /* Find a country */

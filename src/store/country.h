@@ -20,7 +20,16 @@ typedef struct Countries Countries;
 extern Countries *country_load(void);
 extern void country_free(Countries *countries);
 
+/*
+ * The same, kept by the session and read again after a change: good until
+ * the next call.
+ */
+extern const Countries *country_kept(void);
+
 /* The country of an E.164 number of so many bytes; "" when none is known. */
 extern const char *country_find(const Countries *countries, const char *phone, int length);
+
+/* Do these prefixes, such as +1 and +49, have all numbers of a country? One that is not known is a prefix itself. */
+extern bool country_covered(const Countries *countries, const char *country, char **prefixes, int n);
 
 #endif							/* OTP_COUNTRY_H */

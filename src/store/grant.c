@@ -28,6 +28,8 @@ static const char *const privileges[] = {
 	" otp.send_test_webhook(int, text), otp.replay_webhooks(int, timestamptz, bool)",
 	"EXECUTE ON FUNCTION otp.forget_phone(text, text)",
 	"SELECT ON otp.usage",
+	"SELECT ON otp.guard_decisions",
+	"EXECUTE ON FUNCTION otp.guard_status(text), otp.guard_unwritten()",
 	"EXECUTE ON FUNCTION otp.stats_rest(), otp.usage_rest(), otp.histogram_sum(int[]), otp.histogram_percentile(int[], float8)",
 };
 

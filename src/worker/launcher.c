@@ -45,6 +45,7 @@
 #include "utils/timestamp.h"
 
 #include "base/guc.h"
+#include "base/guard.h"
 #include "base/ledger.h"
 #include "base/roster.h"
 #include "worker/worker.h"
@@ -180,6 +181,7 @@ forget_dropped(void)
 			pfree(c->handle);
 		roster_forget(database);
 		ledger_forget_database(database);
+		guard_forget_database(database);
 		hash_search(candidates, &database, HASH_REMOVE, NULL);
 	}
 

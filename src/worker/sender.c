@@ -33,6 +33,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "base/guard.h"
 #include "base/guc.h"
 #include "base/ledger.h"
 #include "base/owner.h"
@@ -94,6 +95,7 @@ static TimestampTz next_webhooks;
 static TimestampTz next_jobs;
 static TimestampTz next_retention;
 static TimestampTz next_rollup;
+static TimestampTz next_guard;
 static WaitEventSet *wait_set;
 static uint32 wait_event;
 
@@ -231,7 +233,10 @@ work_aside(TimestampTz now)
 		next_retention = retention_turn(now);
 	if (now >= next_rollup)
 		next_rollup = rollup_turn(now);
-	return Min(Min(next_retention, next_rollup), otp_delivery ? Min(next_webhooks, next_jobs) : next_rollup);
+	if (now >= next_guard)
+		next_guard = guard_turn(now);
+	return Min(Min(Min(next_retention, next_rollup), next_guard),
+			   otp_delivery ? Min(next_webhooks, next_jobs) : next_rollup);
 }
 
 /* ---- start and end ---- */
@@ -491,6 +496,7 @@ otp_sender_main(Datum arg)
 	{
 		CommitTransactionCommand();
 		write_back_at_exit();
+		guard_forget_database(database);
 		roster_set_state(ROSTER_ABSENT);
 		proc_exit(0);
 	}
@@ -551,6 +557,7 @@ otp_sender_main(Datum arg)
 				/* Dropped; what is in flight has nowhere to be noted */
 				http_client_destroy(sender.client);
 				write_back_at_exit();
+				guard_forget_database(database);
 				roster_set_state(ROSTER_ABSENT);
 				proc_exit(0);
 			}

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * upkeep.h
- *	  What a sender does beside sending: retention and statistics.
+ *	  What a sender does beside sending: retention, statistics, the guard's log.
  *
  * Each call is one small step in a transaction of its own, some milliseconds
  * long, raises nothing, and gives the time of the next call.
@@ -18,5 +18,8 @@ extern TimestampTz retention_turn(TimestampTz now);
 
 /* Sum up what has ended into otp.stats_hours and otp.usage_days (rollup.c). */
 extern TimestampTz rollup_turn(TimestampTz now);
+
+/* Write what the guard against pumping has decided into otp.guard_log (guard.c). */
+extern TimestampTz guard_turn(TimestampTz now);
 
 #endif							/* OTP_UPKEEP_H */

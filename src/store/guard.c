@@ -1,0 +1,266 @@
+/*-------------------------------------------------------------------------
+ *
+ * guard.c
+ *	  What the guard against pumping reads from the history, and its log.
+ *
+ * A day of a workspace is a range of the primary key in the leaves that were
+ * filled then. It is read in the order of ids, some thousand rows at a time,
+ * all by one snapshot: no memory for more than that is needed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+#include "base/compat.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "base/ulid.h"
+#include "store/country.h"
+#include "store/guard.h"
+#include "store/plan.h"
+#include "store/ring.h"
+
+/* Rows read at a time; a literal, for a plan must not take it for a tenth of the table */
+#define READ_ROWS 5000
+#define READ_ROWS_SQL "5000"
+
+/* Below this, a day's successes leave the thresholds at their least: see guard_rule.c */
+#define BEST_LEAST 100
+
+/* Rows of the log deleted at a time */
+#define DELETE_ROWS_SQL "1000"
+
+/* Name what a phone is counted under */
+const char *
+guard_country(const char *phone)
+{
+	static char prefix[5];
+	const char *country;
+
+	if (phone[0] != '+')
+		return NULL;
+	country = country_find(country_kept(), phone, strlen(phone));
+	if (country[0] != '\0')
+		return country;
+	strlcpy(prefix, phone, sizeof(prefix));
+	return prefix;
+}
+
+/* Find or make the counts of a country */
+static GuardCounts *
+enter(HTAB *hash, const char *country, int64 newest)
+{
+	char		key[GUARD_COUNTRY_LENGTH + 1] = {0};
+	GuardCounts *counts;
+	bool		found;
+
+	strlcpy(key, country, sizeof(key));
+	counts = hash_search(hash, key, HASH_ENTER, &found);
+	if (!found)
+	{
+		memset((char *) counts + sizeof(key), 0, sizeof(GuardCounts) - sizeof(key));
+		counts->newest = newest;
+	}
+	return counts;
+}
+
+/* Count some rows that were read; gives the id of the last one */
+static void
+count_rows(HTAB *hash, int64 newest, pg_uuid_t *last)
+{
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		bool		isnull;
+		int64		bucket = guard_bucket(DatumGetTimestampTz(SPI_getbinval(tuple, desc, 2, &isnull)));
+		text	   *phone = DatumGetTextPP(SPI_getbinval(tuple, desc, 3, &isnull));
+		char		number[32];
+		const char *country;
+		GuardCounts *counts;
+
+		if (i == SPI_processed - 1)
+			*last = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
+		if (bucket <= newest - GUARD_BUCKETS)
+			continue;
+		text_to_cstring_buffer(phone, number, sizeof(number));
+		country = guard_country(number);
+		if (country == NULL)
+			continue;
+
+		/* Another machine's clock may be a little ahead */
+		bucket = Min(bucket, newest) % GUARD_BUCKETS;
+		counts = enter(hash, country, newest);
+		counts->sends[bucket]++;
+		if (DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull)))
+			counts->verified[bucket]++;
+	}
+}
+
+/* Count what one leaf has */
+static void
+count_leaf(HTAB *hash, int leaf, int32 workspace_id, TimestampTz now, Snapshot snapshot)
+{
+	static SPIPlanPtr plans[ULID_SLOTS];
+	Oid			types[] = {INT4OID, UUIDOID, INT8OID};
+	Datum		values[3];
+	int64		newest = guard_bucket(now);
+	FullTransactionId own = GetTopFullTransactionIdIfAny();
+	pg_uuid_t	last;
+	uint64		n;
+
+	plan_keep_leaf(plans, leaf,
+				   "SELECT v.id, v.created_at, v.phone, v.verified_at IS NOT NULL FROM otp.verifications_%02d v"
+				   " WHERE v.workspace_id = $1 AND v.id > $2 AND v.created_xid <> $3 AND v.test_outcome IS NULL"
+				   " ORDER BY v.id LIMIT " READ_ROWS_SQL,
+				   lengthof(types), types);
+	ulid_lowest(&last, (newest - GUARD_BUCKETS + 1) * GUARD_BUCKET_US - 1);
+	values[0] = Int32GetDatum(workspace_id);
+	values[1] = UUIDPGetDatum(&last);
+	values[2] = Int64GetDatum(FullTransactionIdIsValid(own) ? (int64) U64FromFullTransactionId(own) : 0);
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		plan_run(plans[leaf], values, NULL, snapshot, true, 0);
+		n = SPI_processed;
+		count_rows(hash, newest, &last);
+		SPI_freetuptable(SPI_tuptable);
+	} while (n == READ_ROWS);
+}
+
+/* Read a workspace's history */
+GuardCounts *
+guard_read_history(int32 workspace_id, TimestampTz now, int *n)
+{
+	HASHCTL		info;
+	HTAB	   *hash;
+	HASH_SEQ_STATUS scan;
+	int			leaves[ULID_SLOTS];
+	int			nleaves;
+	Snapshot	snapshot;
+	GuardCounts *counts;
+	GuardCounts *list;
+	GuardBest  *best;
+	int			nbest;
+	int64		newest = guard_bucket(now);
+
+	memset(&info, 0, sizeof(info));
+	info.keysize = GUARD_COUNTRY_LENGTH + 1;
+	info.entrysize = sizeof(GuardCounts);
+	info.hcxt = CurrentMemoryContext;
+	hash = hash_create("otp guard history", 64, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+
+	/* Before the snapshot: these read tables, too */
+	nleaves = ring_recent(now - USECS_PER_DAY, now, leaves);
+	(void) country_kept();
+
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	for (int i = 0; i < nleaves; i++)
+		count_leaf(hash, leaves[i], workspace_id, now, snapshot);
+	UnregisterSnapshot(snapshot);
+
+	best = guard_read_best(workspace_id, now, &nbest);
+	for (int i = 0; i < nbest; i++)
+		enter(hash, best[i].country, newest)->best_day = best[i].verified;
+
+	*n = 0;
+	list = palloc(sizeof(GuardCounts) * Max(hash_get_num_entries(hash), 1));
+	hash_seq_init(&scan, hash);
+	while ((counts = hash_seq_search(&scan)) != NULL)
+		list[(*n)++] = *counts;
+	hash_destroy(hash);
+	return list;
+}
+
+/* Read the most verified in a day */
+GuardBest *
+guard_read_best(int32 workspace_id, TimestampTz now, int *n)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID, TIMESTAMPTZOID, INT4OID};
+	Datum		values[3];
+	GuardBest  *best;
+
+	plan_keep(&plan,
+			  "SELECT d.country, least(max(d.verified), 2147483647)::int4 FROM"
+			  " (SELECT u.country, u.day, sum(u.verified) AS verified FROM otp.usage_days u"
+			  " WHERE u.workspace_id = $1 AND u.day >= ($2 AT TIME ZONE 'UTC')::date - 14 AND u.country <> ''"
+			  " GROUP BY u.country, u.day) d WHERE d.verified > $3 GROUP BY d.country",
+			  lengthof(types), types);
+	values[0] = Int32GetDatum(workspace_id);
+	values[1] = TimestampTzGetDatum(now);
+	values[2] = Int32GetDatum(BEST_LEAST);
+	plan_run_latest(plan, values, NULL, 0);
+	*n = SPI_processed;
+	best = palloc0(sizeof(GuardBest) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		bool		isnull;
+
+		text_to_cstring_buffer(DatumGetTextPP(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull)),
+							   best[i].country, sizeof(best[i].country));
+		best[i].verified = DatumGetInt32(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return best;
+}
+
+/* Add decisions to the log */
+void
+guard_log_add(const GuardDecision *decisions, int n)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID, TEXTOID, TEXTOID, INT4OID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, INT4OID};
+
+	plan_keep(&plan,
+			  "INSERT INTO otp.guard_log AS g"
+			  " (workspace_id, hour, country, reason, blocked, recorded, first_at, last_at, unverified, threshold)"
+			  " VALUES ($1, date_trunc('hour', $7, 'UTC'), $2, $3, $4, $5, $6, $7, $8, $9)"
+			  " ON CONFLICT (workspace_id, hour, country, reason) DO UPDATE SET"
+			  " blocked = g.blocked + excluded.blocked, recorded = g.recorded + excluded.recorded,"
+			  " first_at = least(g.first_at, excluded.first_at), last_at = greatest(g.last_at, excluded.last_at),"
+			  " unverified = excluded.unverified, threshold = excluded.threshold",
+			  lengthof(types), types);
+	for (int i = 0; i < n; i++)
+	{
+		const GuardDecision *d = &decisions[i];
+		Datum		values[lengthof(types)];
+
+		values[0] = Int32GetDatum(d->workspace_id);
+		values[1] = CStringGetTextDatum(d->country);
+		values[2] = CStringGetTextDatum(d->reason == GUARD_DAY ? "day" : "hour");
+		values[3] = Int32GetDatum(d->blocked);
+		values[4] = Int32GetDatum(d->recorded);
+		values[5] = TimestampTzGetDatum(d->first_at);
+		values[6] = TimestampTzGetDatum(d->last_at);
+		values[7] = Int32GetDatum(d->unverified);
+		values[8] = Int32GetDatum(d->threshold);
+		plan_run(plan, values, NULL, NULL, false, 0);
+	}
+}
+
+/* Delete old rows of the log */
+int64
+guard_log_delete(TimestampTz before)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {TIMESTAMPTZOID};
+	Datum		values[] = {TimestampTzGetDatum(before)};
+
+	plan_keep(&plan,
+			  "DELETE FROM otp.guard_log WHERE ctid = ANY (ARRAY (SELECT g.ctid FROM otp.guard_log g"
+			  " WHERE g.hour < $1 ORDER BY g.hour LIMIT " DELETE_ROWS_SQL "))",
+			  lengthof(types), types);
+	plan_run(plan, values, NULL, NULL, false, 0);
+	return SPI_processed;
+}
