@@ -45,7 +45,8 @@ error_code(OtpError error)
 }
 
 /* Raise an error of class OT, with one more member in its DETAIL, or none */
-static void pg_attribute_noreturn()
+static void
+pg_attribute_noreturn()
 raise_error(OtpError error, const char *message, const char *hint,
 			int retry_after, const char *limit, const char *prefix)
 {

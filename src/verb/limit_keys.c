@@ -74,7 +74,8 @@ limit_keys_parse(ArrayType *array)
 	if (n == 0)
 		return NULL;
 	if (n > MAX_KEYS)
-		error_invalid_argument("argument \"limit_keys\" has too many keys", psprintf("It may have up to %d.", MAX_KEYS));
+		error_invalid_argument("argument \"limit_keys\" has too many keys",
+							   psprintf("It may have up to %d.", MAX_KEYS));
 
 	keys = palloc0(sizeof(LimitKeys));
 	keys->given = PointerGetDatum(array);
@@ -86,7 +87,8 @@ limit_keys_parse(ArrayType *array)
 		if (nulls[i])
 			error_invalid_argument("argument \"limit_keys\" has a NULL in it", hint);
 		if (VARSIZE_ANY_EXHDR(DatumGetPointer(elements[i])) > MAX_KEY)
-			error_invalid_argument("a key of \"limit_keys\" is too long", psprintf("It may have up to %d bytes.", MAX_KEY));
+			error_invalid_argument("a key of \"limit_keys\" is too long",
+								   psprintf("It may have up to %d bytes.", MAX_KEY));
 		key->text = TextDatumGetCString(elements[i]);
 		key->prefix = take_prefix(key->text);
 		if (key->prefix == NULL)

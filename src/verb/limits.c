@@ -184,7 +184,10 @@ limits_tell(const Workspace *w, const char *phone, TimestampTz now,
 		tell_window(sends, n, now, LIMITS_HOUR, w->sends_per_phone_hour, "sends_per_phone_hour", tell, arg);
 		tell_window(sends, n, now, LIMITS_DAY, w->sends_per_phone_day, "sends_per_phone_day", tell, arg);
 
-		/* Of the newest send: one with another template or context need not wait */
+		/*
+		 * Of the newest send: one with another template or context need not
+		 * wait
+		 */
 		if (w->resend_cooldown > 0)
 		{
 			LimitUse	use = {"resend_cooldown", NULL, 1};

@@ -27,8 +27,10 @@ typedef struct SendRequest
 	int			expires_in;		/* seconds */
 	LimitKeys  *limit_keys;		/* NULL: none */
 	char	   *idempotency_key;	/* NULL: none */
-	char	   *asked;			/* with a key: all arguments as they were given */
-	pg_uuid_t	key_id;			/* set by idempotency_find: what it is stored as, */
+	char	   *asked;			/* with a key: all arguments as they were
+								 * given */
+	pg_uuid_t	key_id;			/* set by idempotency_find: what it is stored
+								 * as, */
 	uint8		arguments[HASH_LENGTH]; /* and the hash of what was asked for */
 } SendRequest;
 
