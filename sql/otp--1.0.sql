@@ -579,6 +579,16 @@ COMMENT ON FUNCTION otp.simulate IS
 
 /* ---------------------------------------------------------------- limits */
 
+CREATE FUNCTION otp.rate_limit_status(
+	phone text = NULL, limit_keys text[] = NULL, workspace text = NULL,
+	OUT name text, OUT prefix text, OUT max int, OUT used int, OUT remaining int, OUT resets_at timestamptz, OUT retry_after int)
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'otp_rate_limit_status' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 5;
+COMMENT ON FUNCTION otp.rate_limit_status IS
+'Tell what is left of the limits of a workspace, without taking any of it: of sends_per_second, of the limits per phone when phone is given, and of those of limit_keys. For roles that the workspace is granted to.
+phone, limit_keys: as for otp_send. workspace: NULL is otp.workspace, else the only one granted.
+Result: one row for each limit that is set. name; prefix of a limit key; max; used; remaining; resets_at (when nothing of it is used any more; NULL: nothing is); retry_after (seconds until there is room again, 0: there is).
+Errors: OT400 invalid_phone, OT500 key_unavailable, 22023, 42501.';
+
 /* ----------------------------------------------------------------- guard */
 
 -- What the guard against pumping has decided: a row for each hour (of UTC), country and reason, so that an attack costs

@@ -44,21 +44,24 @@ error_code(OtpError error)
 	return errors[error].code;
 }
 
-/* Raise an error of class OT */
-void
-error_raise(OtpError error, const char *message, const char *hint,
-			int retry_after, const char *limit)
+/* Raise an error of class OT, with one more member in its DETAIL, or none */
+static void
+pg_attribute_noreturn()
+raise_error(OtpError error, const char *message, const char *hint,
+			int retry_after, const char *limit, const char *prefix)
 {
 	const char *s = errors[error].sqlstate;
 	StringInfoData detail;
 
-	/* All parts are ours: no character in them needs escaping */
+	/* All parts are ours, or words: no character in them needs escaping */
 	initStringInfo(&detail);
 	appendStringInfo(&detail, "{\"code\":\"%s\"", errors[error].code);
 	if (retry_after >= 0)
 		appendStringInfo(&detail, ",\"retry_after\":%d", retry_after);
 	if (limit != NULL)
 		appendStringInfo(&detail, ",\"limit\":\"%s\"", limit);
+	if (prefix != NULL)
+		appendStringInfo(&detail, ",\"prefix\":\"%s\"", prefix);
 	appendStringInfoChar(&detail, '}');
 
 	ereport(ERROR,
@@ -69,6 +72,22 @@ error_raise(OtpError error, const char *message, const char *hint,
 			 errhidestmt(true),
 			 errhidecontext(true)));
 	pg_unreachable();
+}
+
+/* Raise an error of class OT */
+void
+error_raise(OtpError error, const char *message, const char *hint,
+			int retry_after, const char *limit)
+{
+	raise_error(error, message, hint, retry_after, limit, NULL);
+}
+
+/* Raise for a key of limit_keys */
+void
+error_raise_key_limit(const char *message, const char *hint, int retry_after,
+					  const char *limit, const char *prefix)
+{
+	raise_error(OTP_RATE_LIMIT_EXCEEDED, message, hint, retry_after, limit, prefix);
 }
 
 /* Raise for a bad argument */

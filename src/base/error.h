@@ -43,6 +43,13 @@ extern const char *error_code(OtpError error);
 extern void error_raise(OtpError error, const char *message, const char *hint,
 						int retry_after, const char *limit) pg_attribute_noreturn();
 
+/*
+ * Raise rate_limit_exceeded for a key of limit_keys: DETAIL has the key's
+ * prefix as well, which has been checked to be a word.
+ */
+extern void error_raise_key_limit(const char *message, const char *hint, int retry_after,
+								  const char *limit, const char *prefix) pg_attribute_noreturn();
+
 /* Raise 22023 for any other bad argument. */
 extern void error_invalid_argument(const char *message, const char *hint) pg_attribute_noreturn();
 

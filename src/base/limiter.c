@@ -43,10 +43,9 @@ static const struct
 	const char *name;
 	int			buckets;		/* workspaces at the same moment; a full
 								 * bucket makes room */
-	int			seconds;		/* refill a bucket whole */
 }			kinds[LIMITER_KINDS] = {
-	[LIMITER_SENDS] = {"otp limiter buckets", 4096, 1},
-	[LIMITER_JOBS] = {"otp limiter job buckets", 1024, JOBS_AT_ONCE / JOBS_PER_SECOND}
+	[LIMITER_SENDS] = {"otp limiter buckets", 4096},
+	[LIMITER_JOBS] = {"otp limiter job buckets", 1024}
 };
 
 typedef struct BucketKey
@@ -60,6 +59,8 @@ typedef struct Bucket
 	BucketKey	key;
 	double		tokens;
 	TimestampTz filled_at;
+	int32		per_second;		/* as of then */
+	int32		size;
 } Bucket;
 
 static LWLock **limiter_lock = NULL;
@@ -95,6 +96,18 @@ limiter_shmem_init(void)
 										  &info, HASH_ELEM | HASH_BLOBS | HASH_FIXED_SIZE);
 }
 
+/* How much is in a bucket by now? */
+static double
+filled(const Bucket *bucket, int per_second, int size, TimestampTz now)
+{
+	double		tokens = Min(bucket->tokens, (double) size);
+
+	if (now > bucket->filled_at)
+		tokens = Min((double) size,
+					 tokens + (double) (now - bucket->filled_at) * per_second / USECS_PER_SEC);
+	return tokens;
+}
+
 /* Drop buckets that time has refilled: a new one says the same */
 static void
 drop_full_buckets(LimiterKind kind, TimestampTz now)
@@ -105,7 +118,7 @@ drop_full_buckets(LimiterKind kind, TimestampTz now)
 	hash_seq_init(&status, limiter_hashes[kind]);
 	while ((bucket = hash_seq_search(&status)) != NULL)
 	{
-		if (now - bucket->filled_at > kinds[kind].seconds * USECS_PER_SEC)
+		if (filled(bucket, bucket->per_second, bucket->size, now) >= bucket->size)
 			(void) hash_search(limiter_hashes[kind], &bucket->key, HASH_REMOVE, NULL);
 	}
 }
@@ -140,17 +153,15 @@ take(LimiterKind kind, int32 workspace_id, int per_second, int size)
 	}
 	if (bucket != NULL)
 	{
-		if (!found)
-			bucket->tokens = size;
-		else if (now > bucket->filled_at)
-			bucket->tokens = Min((double) size,
-								 bucket->tokens + (double) (now - bucket->filled_at) * per_second / USECS_PER_SEC);
+		bucket->tokens = found ? filled(bucket, per_second, size, now) : size;
 
 		/*
 		 * A clock that was set back refills nothing, but must not stop it for
 		 * long
 		 */
 		bucket->filled_at = now;
+		bucket->per_second = per_second;
+		bucket->size = size;
 		if (bucket->tokens >= 1.0)
 		{
 			bucket->tokens -= 1.0;
@@ -163,11 +174,32 @@ take(LimiterKind kind, int32 workspace_id, int per_second, int size)
 
 /* Take one send */
 bool
-limiter_take(int32 workspace_id, int per_second, int *retry_after)
+limiter_take(int32 workspace_id, int per_second, int burst, int *retry_after)
 {
-	/* One second refills a bucket whole, whatever its size */
+	/* An empty bucket has one again after 1 / per_second of a second */
 	*retry_after = 1;
-	return take(LIMITER_SENDS, workspace_id, per_second, per_second);
+	return take(LIMITER_SENDS, workspace_id, per_second, burst);
+}
+
+/* Look into a bucket */
+void
+limiter_look(int32 workspace_id, int per_second, int burst, int *left, double *full_after)
+{
+	BucketKey	key;
+	Bucket	   *bucket;
+	double		tokens = burst;
+
+	memset(&key, 0, sizeof(key));
+	key.database = MyDatabaseId;
+	key.workspace_id = workspace_id;
+
+	LWLockAcquire(*limiter_lock, LW_SHARED);
+	bucket = hash_search(limiter_hashes[LIMITER_SENDS], &key, HASH_FIND, NULL);
+	if (bucket != NULL)
+		tokens = filled(bucket, per_second, burst, GetCurrentTimestamp());
+	LWLockRelease(*limiter_lock);
+	*left = (int) tokens;
+	*full_after = (burst - tokens) / per_second;
 }
 
 /* Take one job, or raise */

@@ -48,15 +48,12 @@
 /* Do limits have to count forgotten phones? Known until something changes */
 static bool stale = true;
 static TimestampTz counts_until = 0;
-static int	name_key = 0;
-static bool name_key_known = false;
 
 /* Take in a change */
 static void
 note_relation_change(Datum arg, Oid relid)
 {
 	stale = true;
-	name_key_known = false;
 }
 
 /* Read what is known anew, if it may have changed */
@@ -108,31 +105,6 @@ forget_counts(TimestampTz now)
 	return now < counts_until;
 }
 
-/* Choose the key of names */
-static int
-choose_key(void)
-{
-	static SPIPlanPtr plan = NULL;
-
-	if (name_key_known && keyring_has(name_key))
-		return name_key;
-
-	plan_keep(&plan, "SELECT k.key_id FROM otp.keys k ORDER BY k.first_used, k.key_id", 0, NULL);
-	plan_run_latest(plan, NULL, NULL, 0);
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		bool		isnull;
-
-		name_key = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
-		if (keyring_has(name_key))
-		{
-			name_key_known = true;
-			return name_key;
-		}
-	}
-	return keyring_current();
-}
-
 /* Name a forgotten phone */
 void
 forget_name(int32 workspace_id, const char *phone, char name[FORGOTTEN_LENGTH + 1])
@@ -146,7 +118,7 @@ forget_name(int32 workspace_id, const char *phone, char name[FORGOTTEN_LENGTH + 
 		{phone, strlen(phone)}
 	};
 
-	hmac_sha256(keyring_subkey(choose_key(), KEY_PHONE), KEY_LENGTH, parts, lengthof(parts), hash);
+	hmac_sha256(keyring_subkey(key_oldest(), KEY_PHONE), KEY_LENGTH, parts, lengthof(parts), hash);
 	name[0] = '#';
 	for (int i = 0; i < NAME_BYTES; i++)
 		snprintf(name + 1 + 2 * i, 3, "%02x", hash[i]);

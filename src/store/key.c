@@ -31,11 +31,27 @@
 /* Has a committed row of otp.keys the current key? */
 static bool known = false;
 
+/* The oldest of them that the key file has, once it is known */
+static int	oldest_key = 0;
+static bool oldest_known = false;
+
 /* Forget it: the extension, and otp.keys with it, may have been made anew */
 static void
 forget_known_key(Datum arg, int cacheid, uint32 hashvalue)
 {
 	known = false;
+	oldest_known = false;
+}
+
+/* Register that, once */
+static void
+register_callback(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		CacheRegisterSyscacheCallback(NAMESPACEOID, forget_known_key, (Datum) 0);
+	registered = true;
 }
 
 /* Read the keys of the database; tells how many there are and how many the file has */
@@ -73,7 +89,6 @@ key_for_writing(void)
 	static SPIPlanPtr plan = NULL;
 	static int	known_key;
 	static FullTransactionId inserted_by;
-	static bool callback_registered = false;
 	Oid			types[] = {INT4OID, TEXTOID};
 	Datum		values[2];
 	LOCKTAG		tag;
@@ -85,11 +100,7 @@ key_for_writing(void)
 
 	if (known && known_key == current)
 		return current;
-	if (!callback_registered)
-	{
-		CacheRegisterSyscacheCallback(NAMESPACEOID, forget_known_key, (Datum) 0);
-		callback_registered = true;
-	}
+	register_callback();
 
 	if (read_keys(current, &current_known, &in_file, &missing) > 0 && in_file == 0)
 		keyring_raise(psprintf("Copy the key with the fingerprint %s from the key file of the server that this database came from.", missing));
@@ -123,6 +134,32 @@ key_for_writing(void)
 	known_key = current;
 	known = true;
 	return current;
+}
+
+/* Give the oldest key */
+int
+key_oldest(void)
+{
+	static SPIPlanPtr plan = NULL;
+
+	if (oldest_known && keyring_has(oldest_key))
+		return oldest_key;
+	register_callback();
+
+	plan_keep(&plan, "SELECT k.key_id FROM otp.keys k ORDER BY k.first_used, k.key_id", 0, NULL);
+	plan_run_latest(plan, NULL, NULL, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+
+		oldest_key = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+		if (keyring_has(oldest_key))
+		{
+			oldest_known = true;
+			return oldest_key;
+		}
+	}
+	return keyring_current();
 }
 
 /* Require a key used before */

@@ -18,6 +18,13 @@
 extern int	key_for_writing(void);
 
 /*
+ * Give the key for hashes that others must find again after a rotation: the
+ * oldest that the database has used and the key file still has; the current
+ * one before the first use. Needs SPI_connect and the owner's scope.
+ */
+extern int	key_oldest(void);
+
+/*
  * Make sure that a key this database has used is in the key file; raises
  * key_unavailable with its fingerprint when it is not. Needs SPI_connect and
  * the owner's scope.

@@ -147,6 +147,33 @@ column_prefixes(int column, PrefixList *list)
 		list->prefixes[i] = TextDatumGetCString(elements[i]);
 }
 
+/* Read the limits of a workspace's keys into the cache */
+static void
+load_key_limits(Workspace *w)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(w->workspace_id)};
+
+	plan_keep(&plan,
+			  "SELECT k.prefix, coalesce(k.sends_per_hour, 0), coalesce(k.sends_per_day, 0)"
+			  " FROM otp.key_limits k WHERE k.workspace_id = $1",
+			  lengthof(types), types);
+	plan_run_latest(plan, values, NULL, 0);
+	w->key_limits = MemoryContextAlloc(cache_context, sizeof(KeyLimit) * Max(SPI_processed, 1));
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		KeyLimit   *limit = &w->key_limits[i];
+		bool		isnull;
+
+		limit->prefix = MemoryContextStrdup(cache_context, SPI_getvalue(row, SPI_tuptable->tupdesc, 1));
+		limit->sends_per_hour = DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &isnull));
+		limit->sends_per_day = DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 3, &isnull));
+	}
+	w->key_limit_count = (int) SPI_processed;
+}
+
 /* Read a workspace by id or by name into the cache */
 static const Workspace *
 load_workspace(int32 workspace_id, const char *name)
@@ -159,6 +186,7 @@ load_workspace(int32 workspace_id, const char *name)
 	Workspace  *w;
 	char	   *mode;
 	char	   *function;
+	bool		has_key_limits;
 
 	plan_keep(&plan,
 			  "SELECT w.workspace_id, w.name, w.default_template, w.default_channel, w.default_language,"
@@ -225,11 +253,17 @@ load_workspace(int32 workspace_id, const char *name)
 	}
 	column_prefixes(38, &w->guard_exempt);
 	w->has_test_numbers = column_bool(39);
-	w->has_key_limits = column_bool(40);
+	has_key_limits = column_bool(40);
 
 	/* Whoever reads this goes on to send without being counted */
 	if (w->guard_mode == GUARD_OFF)
 		guard_forget(w->workspace_id);
+	MemoryContextSwitchTo(old);
+	if (has_key_limits)
+		load_key_limits(w);
+
+	/* Whole: an error in between leaves it unused */
+	old = MemoryContextSwitchTo(cache_context);
 	workspaces = lcons(w, workspaces);
 	MemoryContextSwitchTo(old);
 	return w;

@@ -33,6 +33,14 @@ typedef enum GuardMode
 	GUARD_BLOCK
 } GuardMode;
 
+/* A row of otp.key_limits. Limits that are off are 0. */
+typedef struct KeyLimit
+{
+	char	   *prefix;
+	int			sends_per_hour;
+	int			sends_per_day;
+} KeyLimit;
+
 /* A row of otp.workspaces. Limits that are off (NULL) are 0. */
 typedef struct Workspace
 {
@@ -71,7 +79,8 @@ typedef struct Workspace
 	char	   *policy_function;	/* NULL: none */
 	int			policy_timeout_ms;
 	bool		has_test_numbers;
-	bool		has_key_limits;
+	int			key_limit_count;
+	KeyLimit   *key_limits;
 } Workspace;
 
 /*

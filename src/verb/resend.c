@@ -80,6 +80,7 @@ otp_resend(PG_FUNCTION_ARGS)
 	{
 		module_require(w, channel, fallback_sms);
 		limits_take(w, v.phone, v.template_name, v.context, now);
+		limits_take_second(w);
 	}
 
 	/* Write it down */

@@ -14,6 +14,7 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -220,6 +221,48 @@ take_metadata(FunctionCallInfo fcinfo, Verification *v)
 	v->has_metadata = true;
 }
 
+/* Write all arguments down as they were given, so that no two calls that differ look the same */
+static char *
+describe_arguments(FunctionCallInfo fcinfo)
+{
+	StringInfoData words;
+
+	initStringInfo(&words);
+	for (int i = 0; i < PG_NARGS(); i++)
+	{
+		char	   *value = NULL;
+
+		/* The workspace is in the hash by its id, however it was chosen */
+		if (i == ARG_IDEMPOTENCY_KEY || i == ARG_WORKSPACE)
+			continue;
+		if (PG_ARGISNULL(i))
+		{
+			appendStringInfoString(&words, "-,");
+			continue;
+		}
+		switch (i)
+		{
+			case ARG_LENGTH:
+			case ARG_EXPIRES_IN:
+				value = psprintf("%d", PG_GETARG_INT32(i));
+				break;
+			case ARG_FALLBACK_SMS:
+				value = PG_GETARG_BOOL(i) ? "t" : "f";
+				break;
+			case ARG_METADATA:
+				value = JsonbToCString(NULL, &PG_GETARG_JSONB_P(i)->root, 0);
+				break;
+			case ARG_LIMIT_KEYS:
+				value = OidOutputFunctionCall(F_ARRAY_OUT, PG_GETARG_DATUM(i));
+				break;
+			default:
+				value = text_to_cstring(PG_GETARG_TEXT_PP(i));
+		}
+		appendStringInfo(&words, "%zu:%s,", strlen(value), value);
+	}
+	return words.data;
+}
+
 /* Fill in what was left out, as the workspace says, and check all */
 static void
 settle_arguments(FunctionCallInfo fcinfo, SendRequest *r)
@@ -278,7 +321,8 @@ ask_policy(FunctionCallInfo fcinfo, SendRequest *r)
 	v->shadowed = !policy_allows(r);
 	guard_require(w, v->phone, v->channel, v->created_at);
 	limits_take(w, v->phone, v->template_name, v->context, v->created_at);
-	limit_keys_take(w, r->limit_keys, v->created_at);
+	limit_keys_take(w, r->limit_keys);
+	limits_take_second(w);
 }
 
 /* Make the code: its hash stays, the code itself can be derived again */
@@ -326,10 +370,14 @@ otp_send(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(ARG_LIMIT_KEYS))
 		r.limit_keys = limit_keys_parse(PG_GETARG_ARRAYTYPE_P(ARG_LIMIT_KEYS));
 	r.idempotency_key = verb_text(fcinfo, ARG_IDEMPOTENCY_KEY, "idempotency_key", MAX_IDEMPOTENCY_KEY);
+	if (r.idempotency_key != NULL && r.idempotency_key[0] == '\0')
+		error_invalid_argument("argument \"idempotency_key\" is empty", "It has 1 to 255 bytes, such as a request's id.");
 	v->template_name = verb_text(fcinfo, ARG_TEMPLATE, "template", MAX_TEMPLATE);
 	v->language = verb_text(fcinfo, ARG_LANGUAGE, "language", MAX_LANGUAGE);
 	v->channel = verb_text(fcinfo, ARG_CHANNEL, "channel", 16);
 	workspace = verb_text(fcinfo, ARG_WORKSPACE, "workspace", NAMEDATALEN);
+	if (r.idempotency_key != NULL)
+		r.asked = describe_arguments(fcinfo);
 
 	verb_begin(&scope, "otp_send()", VERB_WRITES);
 	r.w = workspace_acting(scope.caller, workspace);

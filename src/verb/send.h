@@ -15,6 +15,7 @@
 #include "base/code.h"
 #include "store/verification.h"
 #include "store/workspace.h"
+#include "verb/verb.h"
 
 typedef struct LimitKeys LimitKeys;
 
@@ -26,7 +27,11 @@ typedef struct SendRequest
 	int			expires_in;		/* seconds */
 	LimitKeys  *limit_keys;		/* NULL: none */
 	char	   *idempotency_key;	/* NULL: none */
-	uint8		arguments[HASH_LENGTH]; /* with a key: a hash of all arguments */
+	char	   *asked;			/* with a key: all arguments as they were
+								 * given */
+	pg_uuid_t	key_id;			/* set by idempotency_find: what it is stored
+								 * as, */
+	uint8		arguments[HASH_LENGTH]; /* and the hash of what was asked for */
 } SendRequest;
 
 /*
@@ -37,10 +42,11 @@ typedef struct SendRequest
 extern void country_require(const Workspace *w, Verification *v, bool fallback_asked);
 
 /*
- * Idempotency: find what the same key was answered within the last 24 hours.
- * True when there is such a send, which *v is then filled from, and
- * *expires_in. Locks the key until the end of the transaction. Raises
- * idempotency_key_reused when the arguments differ. (idempotency.c)
+ * Find what the same key was answered within the last 24 hours. True when
+ * there is such a send, which r->v and r->expires_in are then filled from.
+ * Locks the key until the end of the transaction, before any other lock.
+ * Raises idempotency_key_reused when something else was asked for.
+ * (idempotency.c)
  */
 extern bool idempotency_find(SendRequest *r);
 
@@ -53,8 +59,16 @@ extern void idempotency_note(const SendRequest *r);
  */
 extern LimitKeys *limit_keys_parse(ArrayType *keys);
 
-/* Refuse when a key has been sent for too often (rate_limit_exceeded). Locks the keys to the end of the transaction. */
-extern void limit_keys_take(const Workspace *w, const LimitKeys *keys, TimestampTz now);
+/*
+ * Refuse when a key has been sent for too often (rate_limit_exceeded), or
+ * there is no limit for its prefix (22023). Locks the keys until the end of
+ * the transaction. Comes behind the lock on the phone.
+ */
+extern void limit_keys_take(const Workspace *w, LimitKeys *keys);
+
+/* Tell of each limit of the keys how far it is used. Locks nothing. */
+extern void limit_keys_tell(const Workspace *w, LimitKeys *keys, TimestampTz now,
+							void (*tell) (void *arg, const LimitUse *use), void *arg);
 
 /* Count a send for its keys. */
 extern void limit_keys_note(const Verification *v, const LimitKeys *keys);

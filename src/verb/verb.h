@@ -83,14 +83,41 @@ extern OtpError verb_end_of_life(const Verification *v, int attempts, TimestampT
 /* Raise what verb_end_of_life found. */
 extern void verb_raise_end(OtpError error) pg_attribute_noreturn();
 
+/* The windows that limits look back */
+#define LIMITS_HOUR ((int64) 3600 * USECS_PER_SEC)
+#define LIMITS_DAY (24 * LIMITS_HOUR)
+
+/* How far a limit is used */
+typedef struct LimitUse
+{
+	const char *name;
+	const char *prefix;			/* of a key, or NULL */
+	int			max;
+	int			used;
+	TimestampTz resets_at;		/* when nothing of it is used any more; 0: now */
+	TimestampTz free_at;		/* when there is room for one more; 0: now */
+} LimitUse;
+
 /*
- * Check the limits of a send or resend and take its share of them: per
- * second, per phone and hour and day, and the cooldown for the same template
- * and context. Locks the phone until the end of the transaction. Raises
- * rate_limit_exceeded. (limits.c)
+ * Check the limits per phone of a send or resend: per hour and day, and the
+ * cooldown for the same template and context. Locks the phone until the end
+ * of the transaction. Raises rate_limit_exceeded. (limits.c)
  */
 extern void limits_take(const Workspace *w, const char *phone, const char *template_name,
 						const char *context, TimestampTz now);
+
+/*
+ * Take a send from those of this second. Comes last of all limits, so that a
+ * refused send takes nothing from it. Raises rate_limit_exceeded.
+ */
+extern void limits_take_second(const Workspace *w);
+
+/* Tell of each limit per phone (NULL: of none) and per second how far it is used. Locks nothing. */
+extern void limits_tell(const Workspace *w, const char *phone, TimestampTz now,
+						void (*tell) (void *arg, const LimitUse *use), void *arg);
+
+/* The seconds until a time, at least 1. */
+extern int	limits_seconds_until(TimestampTz then, TimestampTz now);
 
 /* Have the sender woken when this transaction commits. (wake.c) */
 extern void wake_at_commit(void);

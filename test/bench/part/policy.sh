@@ -37,8 +37,9 @@ part_policy() {
 		for name in $names; do
 			# shellcheck disable=SC2206
 			local with=(${figures[$name]}) without=(${baselines[$name]})
-			result_of_rounds "otp_send, $(policy_words "$name") : no policy, $clients client$([ "$clients" = 1 ] || echo s)" /s \
-				"$([ "$name" = all ] && echo '>= 0.85')" with without
+			result_of_rounds \
+				"otp_send, $(policy_words "$name") : no policy, $clients client$([ "$clients" = 1 ] || echo s)" \
+				/s "$([ "$name" = all ] && echo '>= 0.85')" with without
 		done
 	done
 	sql "TRUNCATE otp.verifications, otp.messages, otp.outbox, otp.send_keys" "DELETE FROM otp.workspaces WHERE name LIKE 'tenant\_%'"
