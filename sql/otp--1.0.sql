@@ -1035,6 +1035,7 @@ SELECT w.name AS workspace, otp.format_id(v.id) AS otp_id, v.phone, v.created_at
 		 WHEN m.sent_at IS NOT NULL THEN 'accepted by the provider'
 		 WHEN m.failed_at IS NOT NULL THEN 'refused by the provider'
 		 WHEN v.test_outcome IS NOT NULL THEN 'a test number: nothing is sent'
+		 WHEN v.shadowed THEN 'shadowed by the policy function'
 		 WHEN v.canceled_at IS NOT NULL THEN 'canceled before it was sent'
 		 WHEN v.expires_at <= pg_catalog.clock_timestamp() THEN 'expired before it was sent'
 		 WHEN m.tries IS NOT NULL THEN 'to be tried again'

@@ -34,6 +34,7 @@
 /* What this session has read; all of it lives in cache_context */
 static MemoryContext cache_context = NULL;
 static bool cache_stale = true;
+static bool cache_held = false; /* somebody may still use it after a change */
 static List *workspaces = NIL;	/* Workspace */
 static Oid	granted_caller = InvalidOid;
 static Datum granted_ids;
@@ -79,6 +80,17 @@ refresh_cache(void)
 	if (!cache_stale)
 		return;
 
+	/*
+	 * Whoever holds what it was given does so in this transaction, or has
+	 * ended
+	 */
+	if (cache_held && cache_context != NULL)
+	{
+		MemoryContextSetParent(cache_context, TopTransactionContext);
+		cache_context = NULL;
+	}
+	cache_held = false;
+
 	if (cache_context == NULL)
 		cache_context = AllocSetContextCreate(TopMemoryContext, "otp configuration",
 											  ALLOCSET_DEFAULT_SIZES);
@@ -88,6 +100,13 @@ refresh_cache(void)
 
 	/* Before the reading, so that a change during it is not missed */
 	cache_stale = false;
+}
+
+/* Keep what was given */
+void
+workspace_hold(void)
+{
+	cache_held = true;
 }
 
 /* Have all sessions read again */

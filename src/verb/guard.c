@@ -91,7 +91,10 @@ require_loaded(const Workspace *w, TimestampTz now)
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) w->workspace_id, 0, GUARD_LOCK_METHOD);
 	for (int tries = 0; !guard_is_known(w->workspace_id, now);)
 	{
-		/* An error in between gives the lock back, and the next one begins anew */
+		/*
+		 * An error in between gives the lock back, and the next one begins
+		 * anew
+		 */
 		if (LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL)
 		{
 			if (!guard_is_known(w->workspace_id, now))
@@ -190,7 +193,8 @@ note(const Workspace *w, const Verification *v, int sends, int verified)
 {
 	const char *country;
 
-	if (w->guard_mode == GUARD_OFF)
+	/* What was not sent has cost nothing, and says nothing about the country */
+	if (w->guard_mode == GUARD_OFF || v->shadowed)
 		return;
 	country = guard_country(v->phone);
 	if (country != NULL)
