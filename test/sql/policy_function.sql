@@ -396,7 +396,45 @@ SELECT otp_id AS id FROM otp.deliveries WHERE phone = '+15550120063' AND cancele
 SELECT status, error FROM otp_status(:'id');
 SELECT t.error('SELECT otp_resend($1)', :'id'), otp_cancel(:'id'), (SELECT error FROM otp_verify(:'id', '123456'));
 
-SELECT t.policy(NULL);
+--
+-- The example of doc/reference.md
+--
+CREATE ROLE regress_otp_signup;
+CREATE SCHEMA signup AUTHORIZATION regress_otp_signup;
+GRANT USAGE ON SCHEMA otp TO regress_otp_signup;
+SET ROLE regress_otp_signup;
+CREATE TABLE signup.disposable_ranges (prefix text PRIMARY KEY);
+CREATE TABLE signup.bots (key text PRIMARY KEY);
+CREATE TABLE signup.shadowed (at timestamptz NOT NULL DEFAULT clock_timestamp(), key text NOT NULL);
+CREATE FUNCTION signup.policy(r otp.send_request) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	bot text;
+BEGIN
+	-- Numbers that anybody can rent for an hour
+	IF EXISTS (SELECT 1 FROM signup.disposable_ranges d WHERE starts_with(r.phone, d.prefix)) THEN
+		RETURN 'deny';
+	END IF;
+	-- Who comes from an address that is known for bots may believe that it works
+	SELECT b.key INTO bot FROM signup.bots b WHERE b.key = ANY (r.limit_keys) LIMIT 1;
+	IF FOUND THEN
+		INSERT INTO signup.shadowed (key) VALUES (bot);
+		RETURN 'shadow';
+	END IF;
+	RETURN 'allow';
+END $$;
+INSERT INTO signup.disposable_ranges VALUES ('+4477001'), ('+1555013');
+INSERT INTO signup.bots VALUES ('ip:203.0.113.7');
+SELECT phone, keys, signup.policy(ROW('default', phone, 'US', 'whatsapp', false, 'otp_verification', 'en_US', 6, 300, NULL, NULL, keys)::otp.send_request)
+FROM (VALUES ('+15550131234', NULL), ('+15550141234', '{ip:203.0.113.7}'), ('+15550141234', '{ip:203.0.113.8,device:x}'::text[])) v (phone, keys);
+RESET ROLE;
+UPDATE otp.workspaces SET policy_function = 'signup.policy', policy_timeout = '100 ms' WHERE name = 'default';
+SELECT phone, left(t.send(phone, '{}'), 8) FROM unnest(ARRAY['+15550131234', '+15550141234', '+447700123456']) phone;
+UPDATE otp.workspaces SET policy_function = NULL, policy_timeout = '250 ms' WHERE name = 'default';
+DROP SCHEMA signup CASCADE;
+DROP OWNED BY regress_otp_signup;
+DROP ROLE regress_otp_signup;
+
 DELETE FROM otp.webhook_endpoints;
 ALTER SEQUENCE otp.webhook_endpoints_endpoint_id_seq RESTART;
 DELETE FROM otp.verifications;
