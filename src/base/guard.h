@@ -27,7 +27,10 @@ typedef enum GuardReason
 	GUARD_FINE = GUARD_REASONS
 } GuardReason;
 
-/* What a workspace has sent to a country. Buckets are numbered by time; one is found at its number modulo GUARD_BUCKETS */
+/*
+ * What a workspace has sent to a country. Buckets are numbered by time; one
+ * is found at its number modulo GUARD_BUCKETS.
+ */
 typedef struct GuardCounts
 {
 	char		country[GUARD_COUNTRY_LENGTH + 1];

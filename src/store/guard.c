@@ -220,7 +220,8 @@ void
 guard_log_add(const GuardDecision *decisions, int n)
 {
 	static SPIPlanPtr plan = NULL;
-	Oid			types[] = {INT4OID, TEXTOID, TEXTOID, INT4OID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, INT4OID};
+	Oid			types[] = {INT4OID, TEXTOID, TEXTOID, INT4OID, INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+	INT4OID, INT4OID};
 
 	plan_keep(&plan,
 			  "INSERT INTO otp.guard_log AS g"
