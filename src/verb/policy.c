@@ -45,10 +45,10 @@
 
 /*
  * A function may catch query_canceled: it is canceled again and again while
- * it lasts, and after so many times the session ends.
+ * it lasts, and when it has caught so many the session ends.
  */
-#define REMINDER_MS 100
-#define MAX_REMINDERS 10
+#define CANCEL_MS 100
+#define MAX_CANCELS 10
 
 /* The columns of otp.send_request, in their order */
 enum
@@ -92,25 +92,29 @@ static bool asking = false;
 static TimeoutId timer;
 static bool timer_registered = false;
 
-/* Set by the signal handler: how often the timer has fired; has it canceled on its own? */
-static volatile sig_atomic_t fired;
-static volatile sig_atomic_t has_canceled;
+/* Set by the signal handler: the time is up, and how often the function was canceled for that */
+static volatile sig_atomic_t late;
+static volatile sig_atomic_t cancels;
 
 /* The time is up; in a signal handler */
 static void
 time_is_up(void)
 {
-	fired++;
-	if (fired > MAX_REMINDERS)
-		ProcDiePending = true;
-	else
+	late = true;
+
+	/* A cancel that still stands was not caught: it may be in a system call */
+	if (!QueryCancelPending)
 	{
-		if (!QueryCancelPending)
-			has_canceled = true;
-		QueryCancelPending = true;
-		enable_timeout_after(timer, REMINDER_MS);
+		if (cancels >= MAX_CANCELS)
+			ProcDiePending = true;
+		else
+		{
+			cancels++;
+			QueryCancelPending = true;
+		}
 	}
 	InterruptPending = true;
+	enable_timeout_after(timer, CANCEL_MS);
 }
 
 /* Start the timer */
@@ -122,8 +126,6 @@ start_timer(int ms)
 		timer = RegisterTimeout(USER_TIMEOUT, time_is_up);
 		timer_registered = true;
 	}
-	fired = 0;
-	has_canceled = false;
 	enable_timeout_after(timer, Max(ms, 1));
 }
 
@@ -134,7 +136,7 @@ stop_timer(void)
 	if (!timer_registered)
 		return;
 	disable_timeout(timer, false);
-	if (has_canceled)
+	if (cancels > 0)
 		QueryCancelPending = false;
 }
 
@@ -142,9 +144,9 @@ stop_timer(void)
 static void
 explain_end(void *arg)
 {
-	if (fired > MAX_REMINDERS && geterrcode() == ERRCODE_ADMIN_SHUTDOWN)
-		errdetail_log("Policy function \"%s\" went on for %d ms after its time was over.",
-					  (const char *) arg, REMINDER_MS * MAX_REMINDERS);
+	if (cancels >= MAX_CANCELS && geterrcode() == ERRCODE_ADMIN_SHUTDOWN)
+		errdetail_log("Policy function \"%s\" went on after its time was over, and caught %d cancels.",
+					  (const char *) arg, MAX_CANCELS);
 }
 
 /* Find the function; gives its owner */
@@ -282,7 +284,7 @@ call_function(const SendRequest *r, const char *country)
 	 * An answer that comes too late is none, even where nobody could cut it
 	 * short
 	 */
-	if (fired > 0)
+	if (late)
 		answer = POLICY_LATE;
 	else
 		answer = fcinfo->isnull ? POLICY_NULL : read_answer(value);
@@ -301,13 +303,13 @@ judge_error(int sqlstate, bool had_statement_timeout)
 	{
 		if (had_statement_timeout && !get_timeout_active(STATEMENT_TIMEOUT))
 			return POLICY_TIMED_OUT;
-		return has_canceled ? POLICY_LATE : POLICY_CANCELED;
+		return cancels > 0 ? POLICY_LATE : POLICY_CANCELED;
 	}
 
 	/* The caller's transaction cannot succeed, but another one can */
 	if (sqlstate == ERRCODE_T_R_SERIALIZATION_FAILURE || sqlstate == ERRCODE_T_R_DEADLOCK_DETECTED)
 		return POLICY_TRY_AGAIN;
-	return fired > 0 ? POLICY_LATE : POLICY_FAILED;
+	return late ? POLICY_LATE : POLICY_FAILED;
 }
 
 /* Ask the function in a subtransaction; gives the SQLSTATE of an error */
@@ -320,8 +322,8 @@ ask(const SendRequest *r, const char *country, int *sqlstate)
 	ErrorContextCallback explain;
 	volatile PolicyAnswer answer = POLICY_FAILED;
 
-	fired = 0;
-	has_canceled = false;
+	late = false;
+	cancels = 0;
 	explain.callback = explain_end;
 	explain.arg = r->w->policy_function;
 	explain.previous = error_context_stack;
