@@ -446,7 +446,10 @@ BEGIN
 		EXECUTE pg_catalog.format('CREATE TABLE otp.verifications_%1$s PARTITION OF otp.verifications FOR VALUES IN (%2$s) WITH (fillfactor = 85)',
 			pg_catalog.lpad(slot::text, 2, '0'), slot);
 		EXECUTE pg_catalog.format('ALTER TABLE otp.verifications_%1$s ADD PRIMARY KEY (workspace_id, id)', pg_catalog.lpad(slot::text, 2, '0'));
-		EXECUTE pg_catalog.format('CREATE INDEX ON otp.verifications_%1$s (phone, id)', pg_catalog.lpad(slot::text, 2, '0'));
+		-- The workspace before the phone: whoever looks for a phone must not come by the rows of others, not even in the
+		-- time it takes. As an expression, so that a look-up by phone says "+ 0" and cannot take the primary key instead.
+		EXECUTE pg_catalog.format('CREATE INDEX verifications_%1$s_phone ON otp.verifications_%1$s ((workspace_id + 0), phone, id)',
+			pg_catalog.lpad(slot::text, 2, '0'));
 		EXECUTE pg_catalog.format('CREATE TABLE otp.messages_%1$s PARTITION OF otp.messages FOR VALUES IN (%2$s) WITH (fillfactor = 85)',
 			pg_catalog.lpad(slot::text, 2, '0'), slot);
 		EXECUTE pg_catalog.format('ALTER TABLE otp.messages_%1$s ADD PRIMARY KEY (workspace_id, verification_id, number)', pg_catalog.lpad(slot::text, 2, '0'));
@@ -535,6 +538,14 @@ CREATE FUNCTION otp.my_workspaces() RETURNS int[]
 AS 'MODULE_PATHNAME', 'otp_my_workspaces' LANGUAGE C STABLE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.my_workspaces IS
 'The ids of the workspaces that the current role may act for; all for the extension''s owner.';
+
+-- What other views take a workspace's name from. OFFSET 0: a caller's condition on the name comes after ours, lest the
+-- time or the plan of a query tell him whether there is a workspace of that name that is not his.
+CREATE VIEW otp.granted_workspaces WITH (security_barrier) AS
+SELECT w.workspace_id, w.name FROM otp.workspaces w
+WHERE w.workspace_id = ANY ((SELECT otp.my_workspaces())::int[])
+OFFSET 0;
+COMMENT ON VIEW otp.granted_workspaces IS 'The ids and names of the workspaces that the current role may act for.';
 
 CREATE FUNCTION otp.configure_meta(
 	phone_number_id text = NULL, access_token text = NULL, waba_id text = NULL, app_secret text = NULL,
@@ -642,7 +653,7 @@ FROM (
 		FROM otp.guard_unwritten() u) g
 	GROUP BY g.workspace_id, g.hour, g.country, g.reason) d
 CROSS JOIN LATERAL (VALUES ('blocked', d.blocked), ('recorded', d.recorded)) k (decision, count)
-JOIN otp.workspaces w USING (workspace_id)
+JOIN otp.granted_workspaces w USING (workspace_id)
 WHERE k.count > 0 AND d.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
 COMMENT ON VIEW otp.guard_decisions IS
 'What the guard against pumping has refused (blocked) or would have (recorded): per hour, workspace, country and reason (hour, day) the number of sends (count), the first (since) and the last (at), and then the unverified codes and their threshold. Kept for otp.retention.';
@@ -1045,17 +1056,18 @@ SELECT w.name AS workspace, otp.format_id(v.id) AS otp_id, v.phone, v.created_at
 		 WHEN m.sent_at IS NOT NULL THEN 'accepted by the provider'
 		 WHEN m.failed_at IS NOT NULL THEN 'refused by the provider'
 		 WHEN v.test_outcome IS NOT NULL THEN 'a test number: nothing is sent'
+		 WHEN v.shadowed THEN 'shadowed by the policy function'
 		 WHEN v.canceled_at IS NOT NULL THEN 'canceled before it was sent'
 		 WHEN v.expires_at <= pg_catalog.clock_timestamp() THEN 'expired before it was sent'
 		 WHEN m.tries IS NOT NULL THEN 'to be tried again'
 		 ELSE 'queued' END AS what,
 	COALESCE(e.meaning, m.detail) AS why, e.action AS what_to_do, m.detail, m.ended_reason
 FROM otp.verifications v
-JOIN otp.workspaces w USING (workspace_id)
+JOIN otp.granted_workspaces w USING (workspace_id)
 LEFT JOIN otp.messages m ON m.slot = v.slot AND m.workspace_id = v.workspace_id AND m.verification_id = v.id
 LEFT JOIN otp.provider_accounts a USING (account_id)
 LEFT JOIN otp.provider_errors e ON e.provider = a.provider AND e.code = m.provider_code
-WHERE v.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
+WHERE v.workspace_id + 0 = ANY ((SELECT otp.my_workspaces())::int[]);
 COMMENT ON VIEW otp.deliveries IS
 'One row per message, and one per verification without any: what became of it, why, and what to do. By phone: SELECT * FROM otp.deliveries WHERE phone = $1 ORDER BY created_at DESC.';
 
@@ -1065,7 +1077,7 @@ SELECT w.name AS workspace, e.endpoint_id, e.url, e.events, e.description, e.sta
 	CASE WHEN e.previous_until > pg_catalog.clock_timestamp() THEN e.previous_until END AS previous_secret_until,
 	(SELECT pg_catalog.count(*) FROM otp.webhook_outbox o WHERE o.endpoint_id = e.endpoint_id) AS waiting
 FROM otp.webhook_endpoints e
-JOIN otp.workspaces w USING (workspace_id)
+JOIN otp.granted_workspaces w USING (workspace_id)
 WHERE e.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
 COMMENT ON VIEW otp.webhook_endpoint_list IS
 'The webhook endpoints: everything but their secrets, with the number of webhooks that each is still owed.';
@@ -1075,7 +1087,7 @@ SELECT w.name AS workspace, a.endpoint_id, e.url, 'msg_' || pg_catalog.substr(ot
 	a.event, otp.format_id(a.verification_id) AS otp_id, a.occurred_at, a.attempt, a.attempted_at, a.duration_ms,
 	a.delivered, a.http_status, a.error, a.next_attempt_at, NOT a.delivered AND a.next_attempt_at IS NULL AS given_up
 FROM otp.webhook_attempts a
-JOIN otp.workspaces w USING (workspace_id)
+JOIN otp.granted_workspaces w USING (workspace_id)
 LEFT JOIN otp.webhook_endpoints e ON e.workspace_id = a.workspace_id AND e.endpoint_id = a.endpoint_id
 WHERE a.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
 COMMENT ON VIEW otp.webhook_deliveries IS
@@ -1241,7 +1253,8 @@ FROM (
 		otp.histogram_sum(s.delivered_times) AS delivered_times, otp.histogram_sum(s.verified_times) AS verified_times
 	FROM (SELECT * FROM otp.stats_hours UNION ALL SELECT * FROM otp.stats_rest()) s
 	GROUP BY s.workspace_id, s.hour, s.channel, s.template) h
-JOIN otp.workspaces w USING (workspace_id)
+JOIN (SELECT n.workspace_id, n.name FROM otp.workspaces n WHERE n.workspace_id = ANY ((SELECT CASE WHEN pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+	THEN (SELECT pg_catalog.array_agg(a.workspace_id) FROM otp.workspaces a) ELSE otp.my_workspaces() END)::int[]) OFFSET 0) w USING (workspace_id)
 -- One list for both: an OR would leave the index unused
 WHERE h.workspace_id = ANY ((SELECT CASE WHEN pg_catalog.pg_has_role('pg_monitor', 'USAGE')
 	THEN (SELECT pg_catalog.array_agg(a.workspace_id) FROM otp.workspaces a) ELSE otp.my_workspaces() END)::int[]);
@@ -1257,7 +1270,7 @@ FROM (
 		pg_catalog.sum(u.verified) AS verified, pg_catalog.sum(u.credits) AS credits, pg_catalog.sum(u.price) AS price
 	FROM (SELECT * FROM otp.usage_days UNION ALL SELECT * FROM otp.usage_rest()) u
 	GROUP BY u.workspace_id, u.day, u.channel, u.country, u.pricing_category, u.price_unit) d
-JOIN otp.workspaces w USING (workspace_id)
+JOIN otp.granted_workspaces w USING (workspace_id)
 WHERE d.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
 COMMENT ON VIEW otp.usage IS
 'Per day of otp_send (of UTC), workspace, channel, the phone''s country and the provider''s pricing category: sends, messages, those sent, delivered and verified, credits (one for each send or resend), and what the provider has told of its price. Test numbers do not count.';

@@ -130,7 +130,7 @@ count_leaf(HTAB *hash, int leaf, int32 workspace_id, const pg_uuid_t *from, cons
 	plan_keep_leaf(plans, leaf,
 				   "SELECT v.phone, v.created_at, v.verified_at IS NOT NULL FROM otp.verifications_%02d v"
 				   " WHERE v.workspace_id = $1 AND v.id >= $2 AND v.id < $3 AND v.created_xid <> $4"
-				   " AND v.test_outcome IS NULL",
+				   " AND v.test_outcome IS NULL AND NOT v.shadowed",
 				   lengthof(types), types);
 	values[0] = Int32GetDatum(workspace_id);
 	values[1] = UUIDPGetDatum(from);

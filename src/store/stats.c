@@ -155,7 +155,7 @@ round_down(TimestampTz time)
 	" m.number, m.channel, m.sent_at, m.delivered_at, m.failed_at, m.pricing_category, m.price, m.price_unit" \
 	" FROM unnest($1) w (id)" \
 	" CROSS JOIN LATERAL (SELECT * FROM otp.verifications_%02d r" \
-	" WHERE r.workspace_id = w.id AND r.id >= $2 AND r.id < $3 AND r.test_outcome IS NULL ORDER BY r.id OFFSET 0) v" \
+	" WHERE r.workspace_id = w.id AND r.id >= $2 AND r.id < $3 AND r.test_outcome IS NULL AND NOT r.shadowed ORDER BY r.id OFFSET 0) v" \
 	" LEFT JOIN LATERAL (SELECT * FROM otp.messages_%02d r" \
 	" WHERE r.workspace_id = v.workspace_id AND r.verification_id = v.id ORDER BY r.number OFFSET 0) m ON true"
 

@@ -34,10 +34,23 @@
 /* What this session has read; all of it lives in cache_context */
 static MemoryContext cache_context = NULL;
 static bool cache_stale = true;
+static bool cache_held = false; /* somebody may still use it after a change */
 static List *workspaces = NIL;	/* Workspace */
 static Oid	granted_caller = InvalidOid;
-static Datum granted_ids;
+static MemoryContext granted_context = NULL;	/* of what follows; in
+												 * cache_context */
+static Datum granted_ids;		/* int4[] */
 static int	granted_count;
+
+/* A granted workspace by its name */
+typedef struct GrantedName
+{
+	char	   *name;
+	int32		workspace_id;
+} GrantedName;
+
+static GrantedName *granted_names;	/* granted_count of them, in the order of
+									 * names */
 
 /* Take in a change of the configuration */
 static void
@@ -79,15 +92,34 @@ refresh_cache(void)
 	if (!cache_stale)
 		return;
 
+	/*
+	 * Whoever holds what it was given does so in this transaction, or has
+	 * ended
+	 */
+	if (cache_held && cache_context != NULL)
+	{
+		MemoryContextSetParent(cache_context, TopTransactionContext);
+		cache_context = NULL;
+	}
+	cache_held = false;
+
 	if (cache_context == NULL)
 		cache_context = AllocSetContextCreate(TopMemoryContext, "otp configuration",
 											  ALLOCSET_DEFAULT_SIZES);
 	MemoryContextReset(cache_context);
 	workspaces = NIL;
 	granted_caller = InvalidOid;
+	granted_context = NULL;
 
 	/* Before the reading, so that a change during it is not missed */
 	cache_stale = false;
+}
+
+/* Keep what was given */
+void
+workspace_hold(void)
+{
+	cache_held = true;
 }
 
 /* Have all sessions read again */
@@ -318,6 +350,13 @@ refuse_caller(Oid caller, const char *workspace)
 			 errhidecontext(true)));
 }
 
+/* Order granted workspaces by name */
+static int
+compare_names(const void *a, const void *b)
+{
+	return strcmp(((const GrantedName *) a)->name, ((const GrantedName *) b)->name);
+}
+
 /* Read the workspaces granted to a caller */
 static void
 load_granted(Oid caller)
@@ -334,53 +373,61 @@ load_granted(Oid caller)
 
 	if (all)
 	{
-		plan_keep(&all_plan, "SELECT w.workspace_id, NULL::oid FROM otp.workspaces w ORDER BY 1", 0, NULL);
+		plan_keep(&all_plan, "SELECT w.workspace_id, NULL::oid, w.name FROM otp.workspaces w ORDER BY 1", 0, NULL);
 		plan_run_latest(all_plan, NULL, NULL, 0);
 	}
 	else
 	{
 		plan_keep(&grants_plan,
-				  "SELECT g.workspace_id, g.role::oid FROM otp.workspace_grants g ORDER BY 1", 0, NULL);
+				  "SELECT g.workspace_id, g.role::oid, w.name FROM otp.workspace_grants g"
+				  " JOIN otp.workspaces w ON w.workspace_id = g.workspace_id ORDER BY 1", 0, NULL);
 		plan_run_latest(grants_plan, NULL, NULL, 0);
 	}
 
+	/* A pool's session may change its role millions of times */
+	granted_caller = InvalidOid;
+	if (granted_context == NULL)
+		granted_context = AllocSetContextCreate(cache_context, "otp grants", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(granted_context);
+
 	ids = palloc(sizeof(Datum) * Max(SPI_processed, 1));
+	old = MemoryContextSwitchTo(granted_context);
+	granted_names = palloc(sizeof(GrantedName) * Max(SPI_processed, 1));
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
 		Datum		id = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 		Datum		role = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull);
+		Datum		name = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 3, &isnull);
 
 		if (!all && !has_privs_of_role(caller, DatumGetObjectId(role)))
 			continue;
 		if (n > 0 && ids[n - 1] == id)
 			continue;
+		granted_names[n].name = TextDatumGetCString(name);
+		granted_names[n].workspace_id = DatumGetInt32(id);
 		ids[n++] = id;
 	}
-
-	/* A pool's session may change its role millions of times */
-	if (OidIsValid(granted_caller))
-		pfree(DatumGetPointer(granted_ids));
-	granted_caller = InvalidOid;
-
-	old = MemoryContextSwitchTo(cache_context);
+	qsort(granted_names, n, sizeof(GrantedName), compare_names);
 	granted_ids = PointerGetDatum(construct_array(ids, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
 	granted_count = n;
 	granted_caller = caller;
 	MemoryContextSwitchTo(old);
 }
 
-/* Is this one of the granted ones? */
-static bool
-is_granted(int32 workspace_id)
+/*
+ * Find a granted workspace by name
+ *
+ * Among the granted ones only: whether there is one of this name that is not
+ * must not show in the time that the refusal takes either.
+ */
+static const Workspace *
+find_granted(const char *name)
 {
-	ArrayType  *ids = DatumGetArrayTypeP(granted_ids);
-	const int32 *values = (const int32 *) ARR_DATA_PTR(ids);
+	GrantedName key = {(char *) name, 0};
+	const GrantedName *found = bsearch(&key, granted_names, granted_count, sizeof(GrantedName), compare_names);
 
-	for (int i = 0; i < granted_count; i++)
-		if (values[i] == workspace_id)
-			return true;
-	return false;
+	return found != NULL ? workspace_by_id(found->workspace_id) : NULL;
 }
 
 /* Resolve the acting workspace */
@@ -398,8 +445,8 @@ workspace_acting(Oid caller, const char *name)
 	if (name != NULL)
 	{
 		/* One answer for a workspace that is not there and one not granted */
-		w = find_workspace(name);
-		if (w == NULL || !is_granted(w->workspace_id))
+		w = find_granted(name);
+		if (w == NULL)
 			refuse_caller(caller, name);
 		return w;
 	}

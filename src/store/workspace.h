@@ -110,6 +110,12 @@ extern const Workspace *workspace_by_id(int32 workspace_id);
  */
 extern const Workspace *workspace_named(const char *name);
 
+/*
+ * What was given so far stays good until the end of the transaction, although
+ * others call this file: for whoever is about to run code of somebody else's.
+ */
+extern void workspace_hold(void);
+
 /* Have all sessions read the configuration again, once this transaction commits. */
 extern void workspace_invalidate(Oid relid);
 

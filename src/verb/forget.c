@@ -74,7 +74,7 @@ forget_one(Datum workspaces, const ForgetItem *item, const char *phone, const ch
 	}
 
 	/* The sender may hold a message even when no attempt is left */
-	if (v.verified_at == 0 && v.canceled_at == 0 && v.expires_at > now && v.test_outcome == NULL)
+	if (v.verified_at == 0 && v.canceled_at == 0 && v.expires_at > now && v.test_outcome == NULL && !v.shadowed)
 	{
 		queue_row(OUTBOX_CANCELED, &v.id, v.workspace_id, v.slot, OUTBOX_NUMBER_CANCELED, v.expires_at, NULL);
 		wake_at_commit();

@@ -198,7 +198,8 @@ note(const Workspace *w, const Verification *v, int sends, int verified)
 {
 	const char *country;
 
-	if (w->guard_mode == GUARD_OFF)
+	/* What was not sent has cost nothing, and says nothing about the country */
+	if (w->guard_mode == GUARD_OFF || v->shadowed)
 		return;
 	country = guard_country(v->phone);
 	if (country != NULL)

@@ -142,7 +142,7 @@ otp_cancel(PG_FUNCTION_ARGS)
 	{
 		verification_set_canceled(&v, now);
 		canceled = true;
-		if (v.test_outcome == NULL)
+		if (v.test_outcome == NULL && !v.shadowed)
 		{
 			queue_row(OUTBOX_CANCELED, &v.id, v.workspace_id, v.slot, OUTBOX_NUMBER_CANCELED,
 					  now + OUTBOX_PATIENCE_US, NULL);

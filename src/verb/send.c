@@ -263,6 +263,15 @@ describe_arguments(FunctionCallInfo fcinfo)
 	return words.data;
 }
 
+/* Let the code's life begin */
+static void
+settle_times(SendRequest *r)
+{
+	/* Time is the clock's: a long transaction must not stretch a code's life */
+	r->v.created_at = GetCurrentTimestamp();
+	r->v.expires_at = r->v.created_at + (int64) r->expires_in * USECS_PER_SEC;
+}
+
 /* Fill in what was left out, as the workspace says, and check all */
 static void
 settle_arguments(FunctionCallInfo fcinfo, SendRequest *r)
@@ -301,9 +310,7 @@ settle_arguments(FunctionCallInfo fcinfo, SendRequest *r)
 							   "Say in the argument \"context\" what the code may be used for.");
 	check_template(w, v->template_name, v->language, v->channel);
 
-	/* Time is the clock's: a long transaction must not stretch a code's life */
-	v->created_at = GetCurrentTimestamp();
-	v->expires_at = v->created_at + (int64) r->expires_in * USECS_PER_SEC;
+	settle_times(r);
 }
 
 /* Ask everybody who may refuse to send to a real phone */
@@ -318,7 +325,13 @@ ask_policy(FunctionCallInfo fcinfo, SendRequest *r)
 	module_require(w, v->channel, v->fallback_sms);
 
 	/* Before anything is locked: it may take its time */
-	v->shadowed = !policy_allows(r);
+	if (w->policy_function != NULL)
+	{
+		v->shadowed = !policy_allows(r);
+
+		/* The code's life begins now */
+		settle_times(r);
+	}
 	guard_require(w, v->phone, v->channel, v->created_at);
 	limits_take(w, v->phone, v->template_name, v->context, v->created_at);
 	limit_keys_take(w, r->limit_keys);
@@ -330,21 +343,30 @@ static void
 make_code(Verification *v, const char *given)
 {
 	char		code[CODE_MAX_LENGTH + 1];
+	uint8		random[CODE_SALT_LENGTH + HASH_LENGTH];
 
 	v->key_id = key_for_writing();
 	ulid_make(&v->id, v->created_at);
 	v->slot = ulid_slot(&v->id);
 	v->created_xid = U64FromFullTransactionId(GetTopFullTransactionId());
-	if (!pg_strong_random(v->salt, CODE_SALT_LENGTH))
+	if (!pg_strong_random(random, sizeof(random)))
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not generate random bytes")));
+	memcpy(v->salt, random, CODE_SALT_LENGTH);
 	if (given != NULL)
 		strlcpy(code, given, sizeof(code));
 	else
 		code_derive(&v->id, v->salt, v->key_id, v->length, code);
 	code_hash(&v->id, v->context, code, v->key_id, v->code_hash);
 	explicit_bzero(code, sizeof(code));
+
+	/*
+	 * No code has this hash. All that is above was done all the same, lest it
+	 * show in the time.
+	 */
+	if (v->shadowed)
+		memcpy(v->code_hash, random + CODE_SALT_LENGTH, HASH_LENGTH);
 }
 
 /* Send a code */
