@@ -62,9 +62,9 @@ read_rows(int32 workspace_id, const char *phone, PhoneRows *rows)
 	Int64GetDatum((int64) U64FromFullTransactionId(own))};
 
 	/*
-	 * Not what this transaction forgives: it may yet be rolled back. Else
-	 * one right guess, rolled back each time, would be good for any number
-	 * of wrong ones.
+	 * Not what this transaction forgives: it may yet be rolled back. Else one
+	 * right guess, rolled back each time, would be good for any number of
+	 * wrong ones.
 	 */
 	plan_keep(&plan,
 			  "SELECT f.since, f.failures, f.in_row, f.forgiven, f.last_at, f.created_xid FROM otp.phone_failures f"
@@ -119,7 +119,7 @@ failures_forgive(int32 workspace_id, const char *phone, TimestampTz since, int64
 	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {INT4OID, TEXTOID, TIMESTAMPTZOID, INT8OID, INT8OID};
 	Datum		values[] = {Int32GetDatum(workspace_id), CStringGetTextDatum(phone), TimestampTzGetDatum(since),
-		Int64GetDatum(forgiven), Int64GetDatum((int64) U64FromFullTransactionId(GetTopFullTransactionId()))};
+	Int64GetDatum(forgiven), Int64GetDatum((int64) U64FromFullTransactionId(GetTopFullTransactionId()))};
 	const char *nulls = since != 0 ? "     " : "  n  ";
 
 	/*

@@ -508,7 +508,10 @@ walk_row(const FailuresRow *row, bool counts, TimestampTz now)
 		}
 	}
 
-	/* What forgives failures that are gone, and that the ledger does not have either */
+	/*
+	 * What forgives failures that are gone, and that the ledger does not have
+	 * either
+	 */
 	if (row->created_xid != 0 && failures_merge(row->workspace_id, row->phone, NULL) && is_over)
 	{
 		PhoneCount	count = {0};

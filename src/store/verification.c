@@ -500,7 +500,10 @@ verification_phone_sends(int32 workspace_id, const char *phone, TimestampTz sinc
 	char		name[FORGOTTEN_LENGTH + 1];
 	int			n = 0;
 
-	/* A day spans two leaves, an hour mostly one; few numbers have more than one form */
+	/*
+	 * A day spans two leaves, an hour mostly one; few numbers have more than
+	 * one form
+	 */
 	*sends = NULL;
 	for (int form = 0; form < nforms; form++)
 		for (int i = 0; i < nleaves; i++)
