@@ -17,6 +17,7 @@
 #include "base/phone.h"
 #include "store/failures.h"
 #include "store/forget.h"
+#include "store/outbox.h"
 #include "store/plan.h"
 
 /* What the rows of a phone say */
@@ -39,16 +40,6 @@ failures_policy(const Workspace *w, PhonePolicy *policy)
 	policy->delay = w->failure_delay;
 	policy->delay_after = w->failure_delay_after;
 	policy->max_in_row = w->max_failures_in_row;
-}
-
-/* Give a timestamp column; NULL is 0 */
-static TimestampTz
-get_time(HeapTuple tuple, int column)
-{
-	bool		isnull;
-	Datum		value = SPI_getbinval(tuple, SPI_tuptable->tupdesc, column, &isnull);
-
-	return isnull ? 0 : DatumGetTimestampTz(value);
 }
 
 /* Read the rows under one phone, or name, into what is known of it */
@@ -76,13 +67,16 @@ read_rows(int32 workspace_id, const char *phone, PhoneRows *rows)
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		PhoneCount	row;
+		Datum		value;
 		bool		isnull;
 
-		row.since = get_time(tuple, 1);
+		value = SPI_getbinval(tuple, desc, 1, &isnull);
+		row.since = store_time(value, isnull);
 		row.failures = DatumGetInt32(SPI_getbinval(tuple, desc, 2, &isnull));
 		row.forgiven = DatumGetInt64(SPI_getbinval(tuple, desc, 4, &isnull));
 		row.total = row.forgiven + DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
-		row.last_at = get_time(tuple, 5);
+		value = SPI_getbinval(tuple, desc, 5, &isnull);
+		row.last_at = store_time(value, isnull);
 		(void) SPI_getbinval(tuple, desc, 6, &isnull);
 		if (isnull)
 		{
@@ -133,9 +127,9 @@ failures_forgive(int32 workspace_id, const char *phone, TimestampTz since, int64
 	plan_run(plan, values, nulls, NULL, false, 0);
 }
 
-/* Write the row that says all */
+/* Write the row that says all, in place of the one that is there */
 static void
-write_main(int32 workspace_id, const char *phone, const PhoneCount *count)
+write_main(int32 workspace_id, const char *phone, const PhoneCount *count, bool has_main)
 {
 	static SPIPlanPtr update_plan = NULL;
 	static SPIPlanPtr insert_plan = NULL;
@@ -156,24 +150,22 @@ write_main(int32 workspace_id, const char *phone, const PhoneCount *count)
 
 	/*
 	 * Without a unique index, whose violation would show the phone; we are
-	 * the only ones who write
+	 * the only ones who write. Not waiting for an owner who is at it by hand.
 	 */
 	plan_keep(&update_plan,
 			  "UPDATE otp.phone_failures f SET since = $3, failures = $4, in_row = $5, forgiven = $6, last_at = $7"
-			  " WHERE f.workspace_id = $1 AND f.phone = $2 AND f.created_xid IS NULL",
+			  " WHERE f.ctid = ANY (ARRAY(SELECT o.ctid FROM otp.phone_failures o"
+			  " WHERE o.workspace_id = $1 AND o.phone = $2 AND o.created_xid IS NULL FOR UPDATE SKIP LOCKED))",
 			  lengthof(types), types);
 	plan_keep(&insert_plan,
 			  "INSERT INTO otp.phone_failures (workspace_id, phone, since, failures, in_row, forgiven, last_at)"
 			  " VALUES ($1, $2, $3, $4, $5, $6, $7)",
 			  lengthof(types), types);
-	plan_run_latest(update_plan, values, nulls, 0);
+	plan_run_latest(has_main ? update_plan : insert_plan, values, nulls, 0);
 	if (SPI_processed == 0)
-		plan_run_latest(insert_plan, values, nulls, 0);
+		return;
 
-	/*
-	 * By what they say, because there may be one that was not yet to be seen
-	 * above. Not waiting for an owner who is deleting by hand.
-	 */
+	/* By what they say, because there may be one that was not yet to be seen above */
 	plan_keep(&delete_plan,
 			  "DELETE FROM otp.phone_failures f WHERE f.ctid = ANY (ARRAY(SELECT o.ctid FROM otp.phone_failures o"
 			  " WHERE o.workspace_id = $1 AND o.phone = $2 AND o.created_xid IS NOT NULL AND o.forgiven <= $6"
@@ -208,7 +200,7 @@ failures_merge(int32 workspace_id, const char *phone, const PhoneCount *ledger)
 		return true;
 	if (rows.n == 1 && same_count(&count, &rows.main))
 		return true;
-	write_main(workspace_id, phone, &count);
+	write_main(workspace_id, phone, &count, rows.has_main);
 	return false;
 }
 

@@ -80,6 +80,7 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 	uint8		hash[HASH_LENGTH];
 	char		buffer[PHONE_SIZE];
 	int			attempts = verb_attempts(v);
+	int			retry_after;
 	bool		read_again = false;
 	bool		right;
 
@@ -109,7 +110,7 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 	ledger.now = now;
 	for (;;)
 	{
-		taken = ledger_take(&ledger, &attempts, &answer->retry_after);
+		taken = ledger_take(&ledger, &attempts, &retry_after);
 
 		/*
 		 * A right guess may have committed, and another one been compared,
@@ -131,6 +132,7 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 		case LEDGER_COOLING:
 			answer->error = OTP_RATE_LIMIT_EXCEEDED;
 			answer->attempts_remaining = v->max_attempts - attempts;
+			answer->retry_after = retry_after;
 			return;
 		case LEDGER_FULL:
 			ereport(ERROR,
