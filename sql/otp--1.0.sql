@@ -51,7 +51,7 @@ CREATE TABLE otp.provider_accounts (
 	secret_names text[] NOT NULL DEFAULT '{}',
 	key_id int,								-- the key that sealed them
 	version int8 NOT NULL DEFAULT 1,		-- counts changes, so that a sender sees one
-	receipts_from text,						-- the sending number or account whose receipts have been seen
+	receipts_from text[],					-- the sending numbers or account whose receipts have been seen
 	exclusive_to int,						-- the workspace whose own it is; NULL: shared
 	updated_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
@@ -88,12 +88,12 @@ CREATE TABLE otp.workspaces (
 	max_expires_in int NOT NULL DEFAULT 900 CHECK (max_expires_in BETWEEN 60 AND 900),
 	require_context bool NOT NULL DEFAULT false,
 	-- Countries, as prefixes: the longest that fits decides; NULL is every country
-	allowed_prefixes text[] CHECK (pg_catalog.array_to_string(allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$'),
-	denied_prefixes text[] CHECK (pg_catalog.array_to_string(denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$'),
-	whatsapp_allowed_prefixes text[] CHECK (pg_catalog.array_to_string(whatsapp_allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$'),
-	whatsapp_denied_prefixes text[] CHECK (pg_catalog.array_to_string(whatsapp_denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$'),
-	sms_allowed_prefixes text[] CHECK (pg_catalog.array_to_string(sms_allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$'),
-	sms_denied_prefixes text[] CHECK (pg_catalog.array_to_string(sms_denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$'),
+	allowed_prefixes text[] CHECK (pg_catalog.array_to_string(allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(allowed_prefixes, '') !~ ' '),
+	denied_prefixes text[] CHECK (pg_catalog.array_to_string(denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(denied_prefixes, '') !~ ' '),
+	whatsapp_allowed_prefixes text[] CHECK (pg_catalog.array_to_string(whatsapp_allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(whatsapp_allowed_prefixes, '') !~ ' '),
+	whatsapp_denied_prefixes text[] CHECK (pg_catalog.array_to_string(whatsapp_denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(whatsapp_denied_prefixes, '') !~ ' '),
+	sms_allowed_prefixes text[] CHECK (pg_catalog.array_to_string(sms_allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(sms_allowed_prefixes, '') !~ ' '),
+	sms_denied_prefixes text[] CHECK (pg_catalog.array_to_string(sms_denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(sms_denied_prefixes, '') !~ ' '),
 	fallback_after interval DEFAULT '30 s',	-- to SMS, without a receipt; NULL is never
 	notify_channel text CHECK (notify_channel <> '' AND pg_catalog.octet_length(notify_channel) < 64),	-- of NOTIFY; NULL is none
 	credits_metered bool NOT NULL DEFAULT false,	-- a send or resend costs a credit
@@ -101,7 +101,7 @@ CREATE TABLE otp.workspaces (
 	refund_failed bool NOT NULL DEFAULT false,	-- what could not be delivered costs nothing
 	credits_low int8 CHECK (credits_low > 0),	-- below it, the event credits.low; NULL is never
 	guard_mode text NOT NULL DEFAULT 'off' CHECK (guard_mode IN ('off', 'record', 'block')),	-- against pumping
-	guard_exempt_prefixes text[] CHECK (pg_catalog.array_to_string(guard_exempt_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$'),
+	guard_exempt_prefixes text[] CHECK (pg_catalog.array_to_string(guard_exempt_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(guard_exempt_prefixes, '') !~ ' '),
 	policy_function text CHECK (policy_function <> ''),	-- schema.name of a function (otp.send_request) returning text; NULL is none
 	policy_timeout interval NOT NULL DEFAULT '250 ms' CHECK (policy_timeout BETWEEN '1 ms' AND '10 s'),
 	seeded bool NOT NULL DEFAULT false		-- still as CREATE EXTENSION made it: a restored row replaces it
@@ -587,6 +587,52 @@ COMMENT ON FUNCTION otp.simulate IS
 
 /* ---------------------------------------------- workspaces and providers */
 
+-- Workspaces that were deleted: what they have left is the sender's to delete, and looked for again for a day.
+CREATE TABLE otp.deleted_workspaces (
+	workspace_id int PRIMARY KEY,
+	deleted_at timestamptz NOT NULL,
+	due_at timestamptz NOT NULL				-- when the sender looks at it next
+);
+CREATE INDEX deleted_workspaces_due ON otp.deleted_workspaces (due_at);
+SELECT pg_catalog.pg_extension_config_dump('otp.deleted_workspaces', '');
+
+CREATE FUNCTION otp.create_workspace(name text, app_name text = '') RETURNS int
+AS 'MODULE_PATHNAME', 'otp_create_workspace' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.create_workspace IS
+'Make a workspace, with the template otp_verification in en_US and its SMS text, and the policy of a new one. For the extension''s owner.
+name: up to 63 of a to z, 0 to 9, _, . and -, the first a letter or digit. app_name: {app} in SMS texts, up to 256 bytes.
+Result: its workspace_id, which is never used again. Errors: 22023, 42501, 42710 when it exists.';
+
+CREATE FUNCTION otp.rename_workspace(workspace text, new_name text) RETURNS void
+AS 'MODULE_PATHNAME', 'otp_rename_workspace' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.rename_workspace IS
+'Give a workspace another name; all it has stays. For the extension''s owner. Errors: 22023, 42501, 42704, 42710 when the name is taken, 42939 for default.';
+
+CREATE FUNCTION otp.suspend_workspace(workspace text, reason text = NULL) RETURNS void
+AS 'MODULE_PATHNAME', 'otp_suspend_workspace' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.suspend_workspace IS
+'Let a workspace send no more codes: otp_send and otp_resend raise OT403 workspace_suspended. Codes that were sent can be verified, and what is queued still goes out. For the extension''s owner.
+reason: for people, in otp.workspaces and otp.check_setup, up to 1000 bytes; NULL leaves the one that is there. Errors: 22023, 42501, 42704.';
+
+CREATE FUNCTION otp.resume_workspace(workspace text) RETURNS void
+AS 'MODULE_PATHNAME', 'otp_resume_workspace' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.resume_workspace IS
+'Let a workspace send again that was suspended. For the extension''s owner. Errors: 22023, 42501, 42704.';
+
+CREATE FUNCTION otp.delete_workspace(workspace text, cascade bool = false) RETURNS void
+AS 'MODULE_PATHNAME', 'otp_delete_workspace' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.delete_workspace IS
+'Delete a workspace, with its templates and texts. For the extension''s owner.
+cascade: with its verifications, grants, API keys, webhook endpoints, test numbers, provider accounts of its own and credits as well; else it is refused when there are any. Nothing of it that is queued is sent. What workers have written of it (messages, statistics, counts of wrong guesses, attempts of webhooks) they delete after the commit. otp.credit_ledger and otp.audit_entries keep their rows. Waits for transactions that are verifying its codes.
+Errors: 22023, 2BP01 for one that is not empty (DETAIL has the numbers) and for default, 42501, 42704.';
+
+CREATE FUNCTION otp.use_provider(workspace text, account text, sender text = NULL, exclusive bool = false) RETURNS void
+AS 'MODULE_PATHNAME', 'otp_use_provider' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.use_provider IS
+'Have a workspace send through a provider account that is set up already: WhatsApp through one of Meta''s, SMS through one of Twilio''s. For the extension''s owner.
+account: its name in otp.providers. sender: in place of the account''s, at Meta a phone_number_id, at Twilio a number, a name or a messaging service (MG...); NULL is the account''s. exclusive: true makes the account this workspace''s own, false shares it.
+Errors: 22023, 42501, 42704 for an unknown workspace or account, 55006 for an account that is another workspace''s own, or is to be made exclusive while another one uses it.';
+
 /* -------------------------------------------------------------- API keys */
 
 /* --------------------------------------------------------------- credits */
@@ -602,6 +648,7 @@ COMMENT ON FUNCTION otp.rate_limit_status IS
 phone, limit_keys: as for otp_send. workspace: NULL is otp.workspace, else the only one granted.
 Result: one row for each limit that is set. name; prefix of a limit key; max; used; remaining; resets_at (when nothing of it is used any more; NULL: nothing is); retry_after (seconds until there is room again, 0: there is).
 Errors: OT400 invalid_phone, OT500 key_unavailable, 22023, 42501.';
+
 CREATE FUNCTION otp.unlock_phone(phone text, workspace text = NULL) RETURNS bool
 AS 'MODULE_PATHNAME', 'otp_unlock_phone' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.unlock_phone IS
@@ -1044,15 +1091,19 @@ COMMENT ON VIEW otp.health IS 'One row: the workers, what is queued, the keys, t
 
 CREATE VIEW otp.providers AS
 SELECT a.account_id, a.name AS account, a.provider, a.settings, a.secret_names, a.updated_at,
-	w.workspaces, COALESCE(b.state, 'closed') AS breaker, b.retry_at, b.failures, b.http_status, b.provider_code,
+	w.workspaces, x.name AS exclusive_to, w.senders, COALESCE(b.state, 'closed') AS breaker, b.retry_at, b.failures, b.http_status, b.provider_code,
 	e.meaning, e.action, b.last_error_at, b.last_error,
 	a.receipts_from, COALESCE(b.receipts_taken, 0) AS receipts_taken, COALESCE(b.receipts_refused, 0) AS receipts_refused, b.last_receipt_at
 FROM otp.provider_accounts a
 LEFT JOIN otp.breaker_status() b ON b.account_id = a.account_id
-LEFT JOIN otp.provider_errors e ON e.provider = a.provider AND e.code = b.provider_code,
-	LATERAL (SELECT pg_catalog.array_agg(s.name ORDER BY s.name) AS workspaces FROM otp.workspaces s
-			 WHERE a.account_id IN (s.whatsapp_account, s.sms_account)) w;
-COMMENT ON VIEW otp.providers IS 'The provider accounts: everything but their secrets, of which only the names show.';
+LEFT JOIN otp.provider_errors e ON e.provider = a.provider AND e.code = b.provider_code
+LEFT JOIN otp.workspaces x ON x.workspace_id = a.exclusive_to,
+	LATERAL (SELECT pg_catalog.array_agg(s.name ORDER BY s.name) AS workspaces,
+			 pg_catalog.jsonb_object_agg(s.name, CASE a.account_id WHEN s.whatsapp_account THEN s.whatsapp_sender ELSE s.sms_sender END)
+				FILTER (WHERE CASE a.account_id WHEN s.whatsapp_account THEN s.whatsapp_sender ELSE s.sms_sender END IS NOT NULL) AS senders
+			 FROM otp.workspaces s WHERE a.account_id IN (s.whatsapp_account, s.sms_account)) w;
+COMMENT ON VIEW otp.providers IS
+'The provider accounts: everything but their secrets, of which only the names show. exclusive_to: the workspace whose own it is. senders: workspaces that send with a number or name of their own, and which.';
 
 /* ------------------------------------------------------------- delivery */
 
@@ -1292,10 +1343,12 @@ WITH s AS MATERIALIZED (SELECT * FROM otp.worker_status()),
 	a AS MATERIALIZED (
 		SELECT c.channel, c.enabled, p.account_id, p.name, p.provider, b.state, b.account_refused, b.provider_code, b.last_error,
 			e.action, b.last_receipt_at, r.accepted_at,
-			p.receipts_from = coalesce(p.settings ->> 'phone_number_id', p.settings ->> 'account_sid') AS receipts
+			coalesce(CASE c.channel WHEN 'whatsapp' THEN c.sender END, p.settings ->> 'phone_number_id', p.settings ->> 'account_sid')
+				= ANY (p.receipts_from) AS receipts, c.sender
 		FROM w
-		CROSS JOIN LATERAL (VALUES ('whatsapp', w.whatsapp_enabled, w.whatsapp_account), ('sms', w.sms_enabled, w.sms_account)) c (channel, enabled, account_id)
-		LEFT JOIN otp.provider_accounts p USING (account_id)
+		CROSS JOIN LATERAL (VALUES ('whatsapp', w.whatsapp_enabled, w.whatsapp_account, w.whatsapp_sender),
+			('sms', w.sms_enabled, w.sms_account, w.sms_sender)) c (channel, enabled, account, sender)
+		LEFT JOIN otp.provider_accounts p ON p.account_id = c.account AND coalesce(p.exclusive_to, w.workspace_id) = w.workspace_id
 		LEFT JOIN otp.breaker_status() b USING (account_id)
 		LEFT JOIN otp.provider_errors e ON e.provider = p.provider AND e.code = b.provider_code
 		-- Of the last days: no need to read all of the history
@@ -1319,11 +1372,14 @@ UNION ALL
 SELECT 'delivery', s.delivery, CASE WHEN s.delivery THEN 'on' ELSE 'off' END,
 	CASE WHEN NOT s.delivery THEN 'Set otp.delivery to on, unless this is a copy of another server.' END FROM s
 UNION ALL
-SELECT 'workspace', EXISTS (SELECT 1 FROM w), check_setup.workspace,
-	CASE WHEN NOT EXISTS (SELECT 1 FROM w) THEN 'SELECT name FROM otp.workspaces lists those that exist.' END
+SELECT 'workspace', EXISTS (SELECT 1 FROM w WHERE suspended_at IS NULL),
+	check_setup.workspace || coalesce((SELECT ' is suspended since ' || suspended_at || coalesce(': ' || suspended_reason, '') FROM w), ''),
+	CASE WHEN NOT EXISTS (SELECT 1 FROM w) THEN 'SELECT name FROM otp.workspaces lists those that exist.'
+		 WHEN EXISTS (SELECT 1 FROM w WHERE suspended_at IS NOT NULL) THEN 'otp.resume_workspace lets it send again.' END
 UNION ALL
 SELECT a.channel || '_provider', a.account_id IS NOT NULL AND a.enabled,
-	CASE WHEN NOT a.enabled THEN 'switched off' WHEN a.account_id IS NULL THEN 'not set up' ELSE 'account ' || a.name END,
+	CASE WHEN NOT a.enabled THEN 'switched off' WHEN a.account_id IS NULL THEN 'not set up'
+		 ELSE 'account ' || a.name || coalesce(', sender ' || a.sender, '') END,
 	CASE WHEN NOT a.enabled THEN 'Set ' || a.channel || '_enabled in otp.workspaces.'
 		 WHEN a.account_id IS NULL THEN CASE a.channel WHEN 'whatsapp' THEN 'Call otp.configure_meta.' ELSE 'Call otp.configure_twilio, if SMS is wanted.' END END FROM a
 UNION ALL
@@ -1335,7 +1391,8 @@ SELECT a.channel || '_token',
 		 WHEN a.accepted_at IS NULL THEN 'Send a code to your own phone.' END FROM a WHERE a.account_id IS NOT NULL
 UNION ALL
 SELECT a.channel || '_receipts', CASE WHEN a.receipts THEN true END,
-	CASE WHEN a.last_receipt_at IS NOT NULL THEN 'the last one came at ' || a.last_receipt_at
+	CASE WHEN a.receipts IS NOT TRUE AND a.channel = 'whatsapp' AND a.sender IS NOT NULL THEN 'none has ever come of this sender'
+		 WHEN a.last_receipt_at IS NOT NULL THEN 'the last one came at ' || a.last_receipt_at
 		 WHEN a.receipts THEN 'they have come' ELSE 'none has ever come' END,
 	CASE WHEN a.receipts IS NOT TRUE THEN 'Without receipts, "delivered" is not known, and silence makes no fallback: have the provider''s calls handed to otp.receive_'
 		|| a.provider || '().' END FROM a WHERE a.account_id IS NOT NULL

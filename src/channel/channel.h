@@ -42,7 +42,8 @@ typedef struct ChannelMessage
 	const char *language;
 	int			expires_in;		/* seconds of life left */
 	const char *text;			/* SMS body, already filled */
-	const char *sender;			/* SMS sender of this text, or NULL */
+	const char *sender;			/* in place of the account's: a sending number
+								 * or name, a messaging service; or NULL */
 	const char *dlt_entity_id;
 	const char *dlt_template_id;
 } ChannelMessage;
@@ -153,6 +154,9 @@ typedef struct Channel
 
 extern const Channel channel_meta;
 extern const Channel channel_twilio;
+
+/* Is this sender of Twilio's the SID of a messaging service? */
+extern bool twilio_is_service(const char *sender);
 
 /* The channel of that name over that provider, or NULL. */
 extern const Channel *channel_for(const char *channel_name, const char *provider);

@@ -52,19 +52,21 @@ static const ChannelCode codes[] = {
 	{10, 10, VERDICT_ACCOUNT, F, 0},	/* permission not granted */
 	{200, 299, VERDICT_ACCOUNT, F, 0},	/* API permission */
 	{131005, 131005, VERDICT_ACCOUNT, F, 0},	/* access denied */
-	{33, 33, VERDICT_ACCOUNT, F, 0},	/* phone number deleted */
+	{33, 33, VERDICT_ACCOUNT, F | CODE_SENDER, 0},	/* phone number deleted */
 	{368, 368, VERDICT_ACCOUNT, F, 0},	/* blocked for policy violations */
 	{131031, 131031, VERDICT_ACCOUNT, F, 0},	/* locked */
 	{131064, 131064, VERDICT_ACCOUNT, F, 0},	/* limited, wrong category */
-	{131048, 131048, VERDICT_ACCOUNT, F, META_SPAM_MS}, /* spam rate limit */
+	{131048, 131048, VERDICT_ACCOUNT, F | CODE_SENDER, META_SPAM_MS},	/* spam rate limit */
 	{131042, 131042, VERDICT_ACCOUNT, F, 0},	/* payment */
-	{131045, 131045, VERDICT_ACCOUNT, F, 0},	/* number's certificate */
-	{133010, 133010, VERDICT_ACCOUNT, F, 0},	/* number not registered */
-	{133000, 133000, VERDICT_ACCOUNT, F, 0},	/* registration and PIN ... */
-	{133005, 133006, VERDICT_ACCOUNT, F, 0},
-	{133008, 133009, VERDICT_ACCOUNT, F, 0},
-	{133015, 133015, VERDICT_ACCOUNT, F, 0},
-	{131037, 131037, VERDICT_ACCOUNT, F, 0},	/* display name not approved */
+	{131045, 131045, VERDICT_ACCOUNT, F | CODE_SENDER, 0},	/* number's certificate */
+	{133010, 133010, VERDICT_ACCOUNT, F | CODE_SENDER, 0},	/* number not registered */
+	{133000, 133000, VERDICT_ACCOUNT, F | CODE_SENDER, 0},	/* registration and PIN
+															 * ... */
+	{133005, 133006, VERDICT_ACCOUNT, F | CODE_SENDER, 0},
+	{133008, 133009, VERDICT_ACCOUNT, F | CODE_SENDER, 0},
+	{133015, 133015, VERDICT_ACCOUNT, F | CODE_SENDER, 0},
+	{131037, 131037, VERDICT_ACCOUNT, F | CODE_SENDER, 0},	/* display name not
+															 * approved */
 	{134011, 134011, VERDICT_ACCOUNT, F, 0},	/* terms not accepted */
 
 	/* Too fast */
@@ -129,7 +131,8 @@ meta_build(const ProviderAccount *account, const ChannelMessage *message,
 		   HttpRequest *out, char *error, size_t error_size)
 {
 	static const char *headers[] = {"Content-Type: application/json", NULL};
-	const char *sending_number = channel_string(account->settings, "phone_number_id");
+	const char *sending_number = message->sender != NULL ? message->sender :
+	channel_string(account->settings, "phone_number_id");
 	const char *version = channel_string(account->settings, "api_version");
 	const char *token = channel_string(account->secrets, "access_token");
 	char	   *base_url = channel_base_url(account, META_BASE_URL);
@@ -241,7 +244,10 @@ judge_error(const HttpResponse *response, const json_t *problem, Judgement *out)
 		if (code == 100 &&
 			channel_json_code(json_object_get(problem, "error_subcode"), &subcode) &&
 			subcode == 33)
+		{
 			out->verdict = VERDICT_ACCOUNT;
+			out->sender_refused = true;
+		}
 	}
 	else
 		channel_judge_status(&channel_meta, response, out);

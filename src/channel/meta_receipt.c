@@ -285,17 +285,31 @@ add_siblings(MetaReceipt *receipt, bool waba, const char *id, Owners *owners)
 	int			n = receipt->find_siblings(receipt->arg, waba, id, siblings);
 
 	for (int i = 0; i < n; i++)
-		owners->digests[owners->count++] = digest_of(receipt, &siblings[i]);
+	{
+		ReceiptDigest *digest = digest_of(receipt, &siblings[i]);
+		bool		known = false;
+
+		for (int k = 0; k < owners->count; k++)
+			known |= owners->digests[k] == digest;
+		if (!known)
+			owners->digests[owners->count++] = digest;
+	}
 }
 
-/* Find whose messages go through a number: without anybody else, the named account's */
+/*
+ * Find whose messages go through a number: without anybody else, the named
+ * account's. A workspace can send with a number of its own through an account
+ * that has another: so there may be several.
+ */
 static void
 find_owners_of_number(MetaReceipt *receipt, const char *number, Owners *owners)
 {
 	ReceiptDigest *named = named_digest(receipt);
 
 	owners->count = 0;
-	if (number != NULL && (named->source.sender == NULL || strcmp(number, named->source.sender) != 0))
+	if (number != NULL && named->source.sender != NULL && strcmp(number, named->source.sender) == 0)
+		owners->digests[owners->count++] = named;
+	if (number != NULL)
 		add_siblings(receipt, false, number, owners);
 	if (owners->count == 0)
 		owners->digests[owners->count++] = named;
@@ -429,18 +443,8 @@ read_messages(MetaReceipt *receipt, const json_t *value)
 		if (owners.count == 0)
 			find_owners_of_number(receipt, sender, &owners);
 		for (int n = 0; n < owners.count; n++)
-			digest_add_status(owners.digests[n], id, number, &told);
+			digest_add_status(owners.digests[n], id, number, sender, &told);
 		receipt->updates++;
-	}
-
-	/* Of several numbers, the account's own tells that its receipts do come */
-	for (int n = 0; n < owners.count && sender != NULL; n++)
-	{
-		ReceiptDigest *digest = owners.digests[n];
-
-		if (digest->from[0] == '\0' ||
-			(digest->source.sender != NULL && strcmp(sender, digest->source.sender) == 0))
-			receipt_copy_word(digest->from, sizeof(digest->from), sender);
 	}
 }
 

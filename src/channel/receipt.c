@@ -40,11 +40,15 @@ append_member(StringInfo out, const char *key, const char *value)
 
 /* Add a message's status */
 void
-digest_add_status(ReceiptDigest *digest, const char *id, int number, const Receipt *receipt)
+digest_add_status(ReceiptDigest *digest, const char *id, int number, const char *from, const Receipt *receipt)
 {
 	static const char *const names[] = {"", "sent", "delivered", "failed"};
 	StringInfo	out = &digest->statuses;
+	char		sender[CHANNEL_MESSAGE_ID_SIZE];
 
+	receipt_copy_word(sender, sizeof(sender), from);
+	if (digest->from[0] == '\0')
+		strlcpy(digest->from, sender, sizeof(digest->from));
 	if (out->len > 0)
 		appendStringInfoChar(out, ',');
 	appendStringInfo(out, "{\"id\":\"%.*s\",\"status\":\"%s\"", OTP_ID_LENGTH, id, names[receipt->status]);
@@ -59,6 +63,8 @@ digest_add_status(ReceiptDigest *digest, const char *id, int number, const Recei
 		appendStringInfo(out, ",\"at\":" INT64_FORMAT, receipt->at);
 	if (receipt->code != 0)
 		appendStringInfo(out, ",\"code\":%d", receipt->code);
+	if (strcmp(sender, digest->from) != 0)
+		append_member(out, "from", sender);
 	append_member(out, "message_id", receipt->message_id);
 	append_member(out, "detail", receipt->detail);
 	append_member(out, "category", receipt->category);

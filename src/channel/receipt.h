@@ -33,7 +33,8 @@ typedef struct ReceiptDigest
 	ReceiptSource source;
 	int			updates;		/* what is of use in it */
 	char		from[CHANNEL_MESSAGE_ID_SIZE];	/* the sending number or
-												 * account told; "" none */
+												 * account that was told
+												 * first; "" none */
 	StringInfoData statuses;
 	StringInfoData templates;
 	char		restriction[CHANNEL_DETAIL_SIZE];	/* "": none */
@@ -42,11 +43,13 @@ typedef struct ReceiptDigest
 
 /*
  * Begin a digest, add to it, and write it as text; NULL when there is nothing
- * of use. An id is one that ulid_parse takes. Of restrictions the last one
- * holds; "" lifts them.
+ * of use. An id is one that ulid_parse takes; from is the sending number or
+ * account as it was told, or NULL. Of restrictions the last one holds; ""
+ * lifts them.
  */
 extern void digest_begin(ReceiptDigest *digest, const ReceiptSource *source);
-extern void digest_add_status(ReceiptDigest *digest, const char *id, int number, const Receipt *receipt);
+extern void digest_add_status(ReceiptDigest *digest, const char *id, int number, const char *from,
+							  const Receipt *receipt);
 extern void digest_add_template(ReceiptDigest *digest, const char *name, const char *language,
 								const char *status, const char *reason, const char *template_id);
 extern void digest_set_restriction(ReceiptDigest *digest, const char *words);
@@ -77,10 +80,10 @@ extern bool meta_receipt_signed(const char *signature, const char *secret, const
 #define RECEIPT_SIBLINGS_MAX 64
 
 /*
- * Finds the accounts, besides the one named, whose secret has signed the body
- * as well and whose waba_id, or else phone_number_id, is this one. Gives their
- * number. It may raise, and need not find the same ones twice; what they
- * point to must outlive the reading.
+ * Finds the accounts whose secret has signed the body as well and that a WABA
+ * or, unless waba is set, a sending number is of. The one named may be among
+ * them. Gives their number. It may raise, and need not find the same ones
+ * twice; what they point to must outlive the reading.
  */
 typedef int (*ReceiptSiblings) (void *arg, bool waba, const char *id,
 								ReceiptSource siblings[RECEIPT_SIBLINGS_MAX]);

@@ -45,7 +45,7 @@ static const ChannelCode codes[] = {
 	{21606, 21606, VERDICT_ACCOUNT, CODE_SENDER, 0},	/* From cannot send SMS */
 	{21608, 21608, VERDICT_ACCOUNT, 0, 0},	/* trial account */
 	{21609, 21609, VERDICT_ACCOUNT, 0, 0},	/* StatusCallback invalid */
-	{21703, 21705, VERDICT_ACCOUNT, 0, 0},	/* messaging service */
+	{21703, 21705, VERDICT_ACCOUNT, CODE_SENDER, 0},	/* messaging service */
 	{30002, 30002, VERDICT_ACCOUNT, 0, 0},	/* suspended */
 	{30032, 30032, VERDICT_ACCOUNT, CODE_SENDER, 0},	/* toll-free: unverified */
 	{30034, 30034, VERDICT_ACCOUNT, CODE_SENDER, 0},	/* 10DLC: unregistered */
@@ -134,6 +134,14 @@ to_utf8(const char *text)
 	if (GetDatabaseEncoding() == PG_SQL_ASCII)
 		return pg_verify_mbstr(PG_UTF8, text, length, true) ? text : NULL;
 	return pg_server_to_any(text, length, PG_UTF8);
+}
+
+/* Tell a messaging service from a number or a name, which has up to 11 characters */
+bool
+twilio_is_service(const char *sender)
+{
+	return strncmp(sender, "MG", 2) == 0 && strlen(sender) == 34 &&
+		strspn(sender + 2, "0123456789abcdefABCDEF") == 32;
 }
 
 /* Add the verification's id and the message's number to the callback's query */
@@ -246,11 +254,13 @@ twilio_build(const ProviderAccount *account, const ChannelMessage *message,
 		return false;
 	}
 
-	/* The text's own sender goes before the account's */
+	/* The text's or the workspace's own sender goes before the account's */
 	if (message->sender != NULL && message->sender[0] != '\0')
 	{
-		sender = to_utf8(message->sender);
-		service = NULL;
+		bool		is_service = twilio_is_service(message->sender);
+
+		sender = is_service ? NULL : to_utf8(message->sender);
+		service = is_service ? message->sender : NULL;
 	}
 	if (service == NULL && sender == NULL)
 	{

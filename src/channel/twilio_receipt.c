@@ -325,11 +325,10 @@ read_body(ReceiptDigest *digest, const TwilioReceipt *request, const json_t *obj
 	if (account != NULL && digest->source.sender != NULL && strcmp(account, digest->source.sender) != 0)
 		return;
 
-	receipt_copy_word(digest->from, sizeof(digest->from), account);
 	receipt_copy_word(receipt.message_id, sizeof(receipt.message_id), sid);
 	if (receipt.status == RECEIPT_FAILED)
 		read_error(request, object, &receipt);
-	digest_add_status(digest, id, number, &receipt);
+	digest_add_status(digest, id, number, account, &receipt);
 }
 
 /* Read a request */

@@ -32,6 +32,7 @@ typedef struct ListedAccount
 {
 	char	   *name;
 	char	   *sender;			/* NULL: none, as below */
+	List	   *senders;		/* char *: of workspaces that use it */
 	char	   *waba_id;
 	bool		opened;
 	const ReceiptAccount *account;	/* once opened; NULL: it is gone */
@@ -64,7 +65,7 @@ account_lock(const char *name, const char *provider, AccountRow *account)
 	TupleDesc	desc;
 
 	plan_keep(&plan,
-			  "SELECT a.account_id, a.provider, a.settings::text, a.secrets, a.key_id"
+			  "SELECT a.account_id, a.provider, a.settings::text, a.secrets, a.key_id, a.exclusive_to"
 			  " FROM otp.provider_accounts a WHERE a.name = $1 FOR UPDATE",
 			  lengthof(types), types);
 	values[0] = CStringGetTextDatum(name);
@@ -73,6 +74,7 @@ account_lock(const char *name, const char *provider, AccountRow *account)
 	account->account_id = 0;
 	account->settings = pstrdup("{}");
 	account->secrets = pstrdup("{}");
+	account->exclusive_to = 0;
 	if (SPI_processed == 0)
 		return;
 
@@ -85,6 +87,9 @@ account_lock(const char *name, const char *provider, AccountRow *account)
 				 errhint("Choose another name in the argument \"account\".")));
 	account->account_id = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &isnull));
 	account->settings = SPI_getvalue(tuple, desc, 3);
+	account->exclusive_to = DatumGetInt32(SPI_getbinval(tuple, desc, 6, &isnull));
+	if (isnull)
+		account->exclusive_to = 0;
 	sealed = SPI_getbinval(tuple, desc, 4, &isnull);
 	if (!isnull)
 	{
@@ -154,13 +159,107 @@ account_use(int workspace_id, const char *channel, int account_id)
 	plan_keep(&plan,
 			  "UPDATE otp.workspaces SET"
 			  " whatsapp_account = CASE WHEN $2 = 'whatsapp' THEN $3 ELSE whatsapp_account END,"
-			  " sms_account = CASE WHEN $2 = 'sms' THEN $3 ELSE sms_account END"
+			  " whatsapp_sender = CASE WHEN $2 = 'whatsapp' AND whatsapp_account IS DISTINCT FROM $3 THEN NULL"
+			  " ELSE whatsapp_sender END,"
+			  " sms_account = CASE WHEN $2 = 'sms' THEN $3 ELSE sms_account END,"
+			  " sms_sender = CASE WHEN $2 = 'sms' AND sms_account IS DISTINCT FROM $3 THEN NULL ELSE sms_sender END"
 			  " WHERE workspace_id = $1",
 			  lengthof(types), types);
 	values[0] = Int32GetDatum(workspace_id);
 	values[1] = CStringGetTextDatum(channel);
 	values[2] = Int32GetDatum(account_id);
 	plan_run(plan, values, NULL, NULL, false, 0);
+}
+
+/* Find an account and lock it */
+bool
+account_lock_use(const char *name, AccountUse *use)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+	HeapTuple	tuple;
+	TupleDesc	desc;
+	bool		isnull;
+
+	plan_keep(&plan,
+			  "SELECT a.account_id, a.provider, a.exclusive_to FROM otp.provider_accounts a WHERE a.name = $1 FOR UPDATE",
+			  lengthof(types), types);
+	plan_run(plan, values, NULL, NULL, false, 1);
+	if (SPI_processed == 0)
+		return false;
+	tuple = SPI_tuptable->vals[0];
+	desc = SPI_tuptable->tupdesc;
+	use->account_id = DatumGetInt32(SPI_getbinval(tuple, desc, 1, &isnull));
+	use->provider = SPI_getvalue(tuple, desc, 2);
+	use->exclusive_to = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
+	if (isnull)
+		use->exclusive_to = 0;
+	return true;
+}
+
+/* Count the other workspaces that use an account */
+int
+account_count_others(int account_id, int workspace_id)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID, INT4OID};
+	Datum		values[] = {Int32GetDatum(account_id), Int32GetDatum(workspace_id)};
+	bool		isnull;
+
+	plan_keep(&plan,
+			  "SELECT count(*)::int4 FROM otp.workspaces w"
+			  " WHERE $1 IN (w.whatsapp_account, w.sms_account) AND w.workspace_id <> $2",
+			  lengthof(types), types);
+	plan_run_latest(plan, values, NULL, 1);
+	return DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+}
+
+/* Set a workspace's own sender */
+void
+account_set_sender(int workspace_id, const char *channel, const char *sender)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[] = {Int32GetDatum(workspace_id), CStringGetTextDatum(channel),
+	sender != NULL ? CStringGetTextDatum(sender) : (Datum) 0};
+	char		nulls[] = {' ', ' ', sender != NULL ? ' ' : 'n'};
+
+	plan_keep(&plan,
+			  "UPDATE otp.workspaces SET"
+			  " whatsapp_sender = CASE WHEN $2 = 'whatsapp' THEN $3 ELSE whatsapp_sender END,"
+			  " sms_sender = CASE WHEN $2 = 'sms' THEN $3 ELSE sms_sender END"
+			  " WHERE workspace_id = $1",
+			  lengthof(types), types);
+	plan_run(plan, values, nulls, NULL, false, 0);
+}
+
+/* Make an account a workspace's own, or shared */
+void
+account_set_exclusive(int account_id, int workspace_id)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4OID, INT4OID};
+	Datum		values[] = {Int32GetDatum(account_id), Int32GetDatum(workspace_id)};
+
+	plan_keep(&plan,
+			  "UPDATE otp.provider_accounts a SET exclusive_to = NULLIF($2, 0) WHERE a.account_id = $1",
+			  lengthof(types), types);
+	plan_run(plan, values, NULL, NULL, false, 0);
+}
+
+/* Require an account that a workspace may use */
+void
+account_require_free(const char *name, int exclusive_to, int workspace_id)
+{
+	if (exclusive_to == 0 || exclusive_to == workspace_id)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_IN_USE),
+			 errmsg("provider account \"%s\" is another workspace's own", name),
+			 errhint("otp.providers tells whose; otp.use_provider with that workspace and exclusive => false shares it."),
+			 errhidestmt(true),
+			 errhidecontext(true)));
 }
 
 /*
@@ -362,6 +461,22 @@ account_for_receipts(const char *name, const char *provider)
 	return find_account(name, provider);
 }
 
+/* Make a list of an array's texts, in the current context */
+static List *
+list_texts(ArrayType *array)
+{
+	Datum	   *elements;
+	int			n;
+	List	   *list = NIL;
+
+	/* Those that the statement gives are not NULL */
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, NULL, &n);
+	for (int i = 0; i < n; i++)
+		list = lappend(list, TextDatumGetCString(elements[i]));
+	pfree(elements);
+	return list;
+}
+
 /* Copy a column into the cache; NULL when it is not there */
 static char *
 keep_column(int row, int column)
@@ -378,8 +493,11 @@ list_accounts(void)
 	static SPIPlanPtr plan = NULL;
 
 	plan_keep(&plan,
-			  "SELECT a.name, a.settings ->> 'phone_number_id', a.settings ->> 'waba_id'"
-			  " FROM otp.provider_accounts a WHERE a.provider = 'meta' ORDER BY a.account_id",
+			  "SELECT a.name, a.settings ->> 'phone_number_id', a.settings ->> 'waba_id', s.senders"
+			  " FROM otp.provider_accounts a"
+			  " LEFT JOIN (SELECT w.whatsapp_account AS account_id, pg_catalog.array_agg(DISTINCT w.whatsapp_sender) AS senders"
+			  " FROM otp.workspaces w WHERE w.whatsapp_sender IS NOT NULL GROUP BY w.whatsapp_account) s USING (account_id)"
+			  " WHERE a.provider = 'meta' ORDER BY a.account_id",
 			  0, NULL);
 	plan_run_latest(plan, NULL, NULL, MAX_LISTED);
 
@@ -388,11 +506,16 @@ list_accounts(void)
 	{
 		ListedAccount *l = MemoryContextAllocZero(cache_context, sizeof(ListedAccount));
 		MemoryContext old;
+		Datum		senders;
+		bool		isnull;
 
 		l->name = keep_column(i, 1);
 		l->sender = keep_column(i, 2);
 		l->waba_id = keep_column(i, 3);
+		senders = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 4, &isnull);
 		old = MemoryContextSwitchTo(cache_context);
+		if (!isnull)
+			l->senders = list_texts(DatumGetArrayTypeP(senders));
 		listed = lappend(listed, l);
 		MemoryContextSwitchTo(old);
 	}
@@ -405,6 +528,20 @@ static bool
 is_id(const char *value, const char *id)
 {
 	return value != NULL && strcmp(value, id) == 0;
+}
+
+/* Is it one of these? */
+static bool
+is_among(const List *values, const char *id)
+{
+	ListCell   *cell;
+
+	foreach(cell, values)
+	{
+		if (strcmp(lfirst(cell), id) == 0)
+			return true;
+	}
+	return false;
 }
 
 /* Find other accounts of the same app */
@@ -421,8 +558,11 @@ account_siblings(const ReceiptAccount *account, const char *secret, bool waba, c
 	{
 		ListedAccount *l = lfirst(cell);
 		const ReceiptAccount *other;
+		bool		own = is_id(waba ? l->waba_id : l->sender, id);
+		bool		used = !waba && is_among(l->senders, id);
 
-		if (!is_id(waba ? l->waba_id : l->sender, id))
+		/* Of accounts with the same number, the one that was named will do */
+		if (!used && (!own || (!waba && is_id(account->sender, id))))
 			continue;
 		if (!l->opened)
 			l->account = find_account(l->name, "meta");
@@ -430,8 +570,8 @@ account_siblings(const ReceiptAccount *account, const char *secret, bool waba, c
 
 		/* It may have changed since the listing */
 		other = l->account;
-		if (other == NULL || other->account_id == account->account_id ||
-			!is_id(waba ? other->waba_id : other->sender, id))
+		if (other == NULL || (waba && other->account_id == account->account_id) ||
+			(!used && !is_id(waba ? other->waba_id : other->sender, id)))
 			continue;
 
 		/*

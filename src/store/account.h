@@ -18,6 +18,7 @@ typedef struct AccountRow
 	char	   *settings;		/* JSON objects, never NULL */
 	char	   *secrets;		/* in the clear: wipe it after use */
 	List	   *secret_names;	/* of char *; only written */
+	int			exclusive_to;	/* a workspace's id; 0: shared */
 } AccountRow;
 
 /* Read an account by name, locked; an empty one when it is not there. Raises 22023 when it is another provider's. */
@@ -26,8 +27,31 @@ extern void account_lock(const char *name, const char *provider, AccountRow *acc
 /* Write it back with its secrets sealed, as a new version; gives its id. */
 extern int	account_store(const char *name, const char *provider, const AccountRow *account);
 
-/* Have a workspace send its channel through an account. */
+/* Have a workspace send its channel through an account; another one takes its own sender away. */
 extern void account_use(int workspace_id, const char *channel, int account_id);
+
+/* What otp.use_provider has to know of an account */
+typedef struct AccountUse
+{
+	int			account_id;
+	char	   *provider;
+	int			exclusive_to;	/* a workspace's id; 0: shared */
+} AccountUse;
+
+/* Find an account by name and lock it; false when there is none. */
+extern bool account_lock_use(const char *name, AccountUse *use);
+
+/* Count the workspaces, other than this one, that use an account. */
+extern int	account_count_others(int account_id, int workspace_id);
+
+/* Have a workspace send with a sender of its own through its account; NULL: the account's. */
+extern void account_set_sender(int workspace_id, const char *channel, const char *sender);
+
+/* Make an account a workspace's own, or (0) shared. */
+extern void account_set_exclusive(int account_id, int workspace_id);
+
+/* Raise 55006 when an account is another workspace's own. */
+extern void account_require_free(const char *name, int exclusive_to, int workspace_id);
 
 /* What the secrets of an account are sealed for. */
 extern char *account_purpose(int account_id);
@@ -55,12 +79,13 @@ typedef struct ReceiptAccount
 extern const ReceiptAccount *account_for_receipts(const char *name, const char *provider);
 
 /*
- * Find the other accounts of the same app of Meta's as one that
- * account_for_receipts gave: whose secret, now or before, is this one, and
- * whose waba_id, or else sender, is that id. Gives their number, up to max;
- * they are good as long as that one is. Raises what account_for_receipts
- * raises: it is better that the provider comes again than that a receipt is
- * lost.
+ * Find the accounts of the same app of Meta's as one that account_for_receipts
+ * gave: whose secret, now or before, is this one, and whose waba_id is that id,
+ * or else a sending number, be it of the account itself or of a workspace that
+ * uses it. That one is among them in the second case only. Gives their number,
+ * up to max; they are good as long as that one is. Raises what
+ * account_for_receipts raises: it is better that the provider comes again than
+ * that a receipt is lost.
  */
 extern int	account_siblings(const ReceiptAccount *account, const char *secret, bool waba, const char *id,
 							 const ReceiptAccount **siblings, int max);

@@ -117,3 +117,31 @@ grant_remove(int workspace_id, Oid role)
 			workspace_id, role) == 0)
 		change_privileges(role, false);
 }
+
+/* Remove all grants of a workspace */
+void
+grant_remove_all(int workspace_id)
+{
+	static SPIPlanPtr list_plan = NULL;
+	static SPIPlanPtr rest_plan = NULL;
+	uint64		n;
+	Oid		   *roles;
+
+	n = run(&list_plan,
+			"SELECT r.oid FROM otp.workspace_grants g JOIN pg_catalog.pg_roles r ON r.oid = g.role"
+			" WHERE g.workspace_id = $1 AND $2 IS NOT NULL",
+			workspace_id, InvalidOid);
+	roles = palloc(sizeof(Oid) * Max(n, 1));
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		roles[i] = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
+	}
+	for (uint64 i = 0; i < n; i++)
+		grant_remove(workspace_id, roles[i]);
+
+	/* Those of roles that were dropped */
+	run(&rest_plan, "DELETE FROM otp.workspace_grants WHERE workspace_id = $1 AND $2 IS NOT NULL",
+		workspace_id, InvalidOid);
+}

@@ -16,4 +16,7 @@
 extern void grant_add(int workspace_id, Oid role);
 extern void grant_remove(int workspace_id, Oid role);
 
+/* Remove all grants of a workspace. */
+extern void grant_remove_all(int workspace_id);
+
 #endif							/* OTP_GRANT_H */

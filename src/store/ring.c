@@ -94,8 +94,8 @@ open_leaf(int table, int slot, LOCKMODE mode, Relation *rel)
 }
 
 /*
- * Prepare a statement on a leaf: in it, {leaf} is its name and {id} the id's
- * column; {key} are the columns before it in the key, {l} and {w} the same of
+ * Prepare a statement on a leaf: in it, {leaf} is its name, {id} the id's
+ * column and {second} the one before it; {key} are the columns before it in the key, {l} and {w} the same of
  * l and of w.
  */
 static SPIPlanPtr
@@ -109,6 +109,7 @@ leaf_plan(SPIPlanPtr *plan, const char *sql, int table, int slot, int nargs, con
 	}			marks[] = {
 		{"{leaf}", psprintf("otp.%s_%02d", tables[table].name, slot)},
 		{"{id}", tables[table].id},
+		{"{second}", second ? second : "workspace_id"},
 		{"{key}", second ? psprintf("workspace_id, %s", second) : "workspace_id"},
 		{"{l}", second ? psprintf("l.workspace_id, l.%s", second) : "l.workspace_id"},
 		{"{w}", second ? psprintf("w.workspace_id, w.%s", second) : "w.workspace_id"}
@@ -464,6 +465,52 @@ ring_delete(int table, int slot, TimestampTz cutoff, RingPosition *position)
 			return RING_MORE;
 	}
 	return RING_MORE;
+}
+
+/* Delete rows of a workspace */
+RingTry
+ring_delete_workspace(int table, int slot, int32 workspace_id, RingPosition *position)
+{
+	static SPIPlanPtr plans[RING_TABLES][ULID_SLOTS];
+	Oid			types[] = {INT4OID, INT4OID, UUIDOID};
+	Datum		values[] = {Int32GetDatum(workspace_id), Int32GetDatum(position->second), UUIDPGetDatum(&position->id)};
+	Relation	rel;
+	RingTry		got = open_leaf(table, slot, RowExclusiveLock, &rel);
+	bool		empty;
+
+	if (got != RING_MORE)
+		return got;
+	empty = RelationGetNumberOfBlocks(rel) == 0;
+	relation_close(rel, NoLock);
+	if (empty)
+		return RING_DONE;
+
+	/* By position, as ring_delete; ids of what stands between are above zero */
+	leaf_plan(&plans[table][slot],
+			  tables[table].second != NULL ?
+			  "DELETE FROM {leaf} d WHERE d.ctid = ANY (ARRAY(SELECT l.ctid FROM {leaf} l"
+			  " WHERE l.workspace_id = $1 AND (l.{second}, l.{id}) >= ($2, $3)"
+			  " ORDER BY l.{second}, l.{id} LIMIT 500 FOR UPDATE SKIP LOCKED)) RETURNING d.{id}, d.{second}" :
+			  "DELETE FROM {leaf} d WHERE d.ctid = ANY (ARRAY(SELECT l.ctid FROM {leaf} l"
+			  " WHERE l.workspace_id = $1 AND l.{id} >= $3 AND $2 = 0"
+			  " ORDER BY l.{id} LIMIT 500 FOR UPDATE SKIP LOCKED)) RETURNING d.{id}, 0",	/* DELETE_ROWS */
+			  table, slot, lengthof(types), types);
+	StaticAssertStmt(DELETE_ROWS == 500, "LIMIT above");
+	plan_run_latest(plans[table][slot], values, NULL, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		pg_uuid_t  *id = DatumGetUUIDP(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 1, &isnull));
+		int32		second = DatumGetInt32(SPI_getbinval(tuple, SPI_tuptable->tupdesc, 2, &isnull));
+
+		if (second < position->second ||
+			(second == position->second && memcmp(id, &position->id, UUID_LEN) <= 0))
+			continue;
+		position->second = second;
+		position->id = *id;
+	}
+	return SPI_processed == DELETE_ROWS ? RING_MORE : RING_DONE;
 }
 
 /* ---- for limits ---- */

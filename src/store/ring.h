@@ -76,6 +76,13 @@ extern RingTry ring_truncate(int table, int slot, TimestampTz cutoff, TimestampT
 extern RingTry ring_delete(int table, int slot, TimestampTz cutoff, RingPosition *position);
 
 /*
+ * Delete some of a workspace's rows in the leaf, whatever their age, from a
+ * position on, whose workspace_id does not matter: all zeroes is the start.
+ * RING_MORE when there may be more.
+ */
+extern RingTry ring_delete_workspace(int table, int slot, int32 workspace_id, RingPosition *position);
+
+/*
  * List the drawers that rows from since to now can be in; gives their number.
  * For everybody.
  */

@@ -18,6 +18,10 @@
 #include "store/plan.h"
 #include "store/route.h"
 
+/* A workspace's account, unless it is another one's own, or gone */
+#define ACCOUNT_OF(channel) "SELECT a.account_id FROM otp.provider_accounts a" \
+	" WHERE a.account_id = w." channel "_account AND coalesce(a.exclusive_to, w.workspace_id) = w.workspace_id"
+
 static bool changed = true;
 
 /* Take in a change */
@@ -76,9 +80,9 @@ route_load(int32 workspace_id, Route *route)
 
 	plan_keep(&plan,
 			  "SELECT w.app_name,"
-			  " CASE WHEN w.whatsapp_enabled THEN coalesce(w.whatsapp_account, 0) ELSE 0 END,"
-			  " CASE WHEN w.sms_enabled THEN coalesce(w.sms_account, 0) ELSE 0 END,"
-			  " coalesce((extract(epoch FROM w.fallback_after) * 1000000)::int8, 0)"
+			  " CASE WHEN w.whatsapp_enabled THEN coalesce((" ACCOUNT_OF("whatsapp") "), 0) ELSE 0 END,"
+			  " CASE WHEN w.sms_enabled THEN coalesce((" ACCOUNT_OF("sms") "), 0) ELSE 0 END,"
+			  " coalesce((extract(epoch FROM w.fallback_after) * 1000000)::int8, 0), w.whatsapp_sender, w.sms_sender"
 			  " FROM otp.workspaces w WHERE w.workspace_id = $1",
 			  1, types);
 	values[0] = Int32GetDatum(workspace_id);
@@ -91,8 +95,30 @@ route_load(int32 workspace_id, Route *route)
 	route->whatsapp_account = DatumGetInt32(column_datum(2, &isnull));
 	route->sms_account = DatumGetInt32(column_datum(3, &isnull));
 	route->fallback_us = DatumGetInt64(column_datum(4, &isnull));
+	route->whatsapp_sender = column_text(5, context);
+	route->sms_sender = column_text(6, context);
 	SPI_freetuptable(SPI_tuptable);
 	return true;
+}
+
+/* Copy an array's texts into the current context; NULLs are left out */
+static char **
+copy_texts(ArrayType *array, int *count)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			n;
+	char	  **texts;
+
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &n);
+	texts = palloc(Max(n, 1) * sizeof(char *));
+	*count = 0;
+	for (int i = 0; i < n; i++)
+	{
+		if (!nulls[i])
+			texts[(*count)++] = TextDatumGetCString(elements[i]);
+	}
+	return texts;
 }
 
 /* Read an account */
@@ -105,6 +131,7 @@ route_load_account(int32 account_id, int64 known_version,
 	Datum		values[2];
 	MemoryContext context = CurrentMemoryContext;
 	Datum		secrets;
+	Datum		numbers;
 	bool		isnull;
 
 	plan_keep(&plan,
@@ -136,14 +163,23 @@ route_load_account(int32 account_id, int64 known_version,
 			MemoryContextSwitchTo(old);
 		}
 		account->key_id = DatumGetInt32(column_datum(6, &isnull));
-		account->receipts_from = column_text(8, context);
+		account->receipts_from = NULL;
+		account->nreceipts_from = 0;
+		numbers = column_datum(8, &isnull);
+		if (!isnull)
+		{
+			MemoryContext old = MemoryContextSwitchTo(context);
+
+			account->receipts_from = copy_texts(DatumGetArrayTypeP(numbers), &account->nreceipts_from);
+			MemoryContextSwitchTo(old);
+		}
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return true;
 }
 
 /* Note receipts */
-void
+bool
 route_note_receipts(int32 account_id, const char *from)
 {
 	static SPIPlanPtr plan = NULL;
@@ -156,13 +192,15 @@ route_note_receipts(int32 account_id, const char *from)
 	 * receipt will come
 	 */
 	plan_keep(&plan,
-			  "UPDATE otp.provider_accounts a SET receipts_from = $2 WHERE a.account_id = $1"
+			  "UPDATE otp.provider_accounts a SET receipts_from = CASE WHEN $2 = ANY (a.receipts_from) THEN a.receipts_from"
+			  " ELSE pg_catalog.array_append(a.receipts_from, $2) END WHERE a.account_id = $1"
 			  " AND EXISTS (SELECT 1 FROM otp.provider_accounts l WHERE l.account_id = $1 FOR NO KEY UPDATE SKIP LOCKED)",
 			  2, types);
 	values[0] = Int32GetDatum(account_id);
 	values[1] = CStringGetTextDatum(from);
 	plan_run(plan, values, NULL, NULL, false, 0);
 	MemoryContextSwitchTo(context);
+	return SPI_processed > 0;
 }
 
 /* Give an account's workspaces */

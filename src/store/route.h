@@ -18,6 +18,8 @@ typedef struct Route
 	int32		workspace_id;
 	int32		whatsapp_account;	/* 0: none, or the module is off */
 	int32		sms_account;
+	char	   *whatsapp_sender;	/* in place of the account's; NULL: that */
+	char	   *sms_sender;
 	int64		fallback_us;	/* to SMS, without a receipt; 0: never */
 	char	   *app_name;
 } Route;
@@ -35,15 +37,16 @@ typedef struct RouteAccount
 	char	   *settings;		/* JSON */
 	bytea	   *secrets;		/* sealed; NULL: none */
 	int			key_id;
-	char	   *receipts_from;	/* NULL: none has come yet */
+	int			nreceipts_from; /* numbers that receipts have come from */
+	char	  **receipts_from;
 } RouteAccount;
 
 /* Read an account, unless it is still of this version; false when it is gone. */
 extern bool route_load_account(int32 account_id, int64 known_version,
 							   RouteAccount *account, bool *changed);
 
-/* Note that receipts of a sending number have been seen. */
-extern void route_note_receipts(int32 account_id, const char *from);
+/* Note that receipts of a sending number have been seen; false when somebody has the row. */
+extern bool route_note_receipts(int32 account_id, const char *from);
 
 /* The ids of the workspaces that use an account: an int4[]. */
 extern Datum route_workspaces(int32 account_id, int *count);

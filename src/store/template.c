@@ -272,7 +272,7 @@ template_account(int32 workspace_id, bool *has_waba)
 	plan_keep(&plan,
 			  "SELECT a.account_id, coalesce(a.settings ->> 'waba_id', '') <> '' FROM otp.workspaces w"
 			  " JOIN otp.provider_accounts a ON a.account_id = w.whatsapp_account"
-			  " WHERE w.workspace_id = $1 AND a.provider = 'meta'",
+			  " WHERE w.workspace_id = $1 AND a.provider = 'meta' AND coalesce(a.exclusive_to, $1) = $1",
 			  lengthof(types), types);
 	values[0] = Int32GetDatum(workspace_id);
 	plan_run(plan, values, NULL, NULL, false, 1);

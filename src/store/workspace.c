@@ -31,6 +31,10 @@
 #include "store/plan.h"
 #include "store/workspace.h"
 
+/* A workspace's account, unless it is another one's own, or gone */
+#define ACCOUNT_OF(channel) "(SELECT a.account_id FROM otp.provider_accounts a" \
+	" WHERE a.account_id = w." channel "_account AND coalesce(a.exclusive_to, w.workspace_id) = w.workspace_id)"
+
 /* What this session has read; all of it lives in cache_context */
 static MemoryContext cache_context = NULL;
 static bool cache_stale = true;
@@ -223,7 +227,7 @@ load_workspace(int32 workspace_id, const char *name)
 	plan_keep(&plan,
 			  "SELECT w.workspace_id, w.name, w.default_template, w.default_channel, w.default_language,"
 			  " w.default_length, w.default_expires_in, w.default_fallback_sms, w.whatsapp_enabled, w.sms_enabled,"
-			  " w.whatsapp_account, w.sms_account, w.sends_per_second, w.sends_per_phone_hour, w.sends_per_phone_day,"
+			  " " ACCOUNT_OF("whatsapp") ", " ACCOUNT_OF("sms") ", w.sends_per_second, w.sends_per_phone_hour, w.sends_per_phone_day,"
 			  " (extract(epoch FROM w.resend_cooldown) * 1000000)::int8, w.max_attempts, w.failures_per_phone_day,"
 			  " w.min_code_length, w.max_expires_in, w.require_context,"
 			  " w.suspended_at IS NOT NULL, w.sends_burst, (extract(epoch FROM w.failure_delay) * 1000000)::int8,"

@@ -24,6 +24,7 @@
 #include "base/json.h"
 #include "base/phone.h"
 #include "store/account.h"
+#include "verb/configure.h"
 #include "verb/verb.h"
 
 EXPORTED_FUNCTION(otp_configure_meta);
@@ -171,6 +172,21 @@ sender_defect(const char *value)
 		if (!isalnum((unsigned char) *p) && *p != ' ' && *p != '-' && *p != '_' && *p != '&' && *p != '+')
 			return "A sender's name has letters, digits and spaces.";
 	return NULL;
+}
+
+/* Check a sender in place of the account's own */
+const char *
+configure_sender_defect(const char *provider, const char *value)
+{
+	if (value[0] == '\0')
+		return "NULL stands for the account's own.";
+	if (strcmp(provider, "meta") == 0)
+		return digits_defect(value);
+
+	/* A name is shorter than a SID */
+	if (strncmp(value, "MG", 2) == 0 && strlen(value) > 11)
+		return service_sid_defect(value);
+	return sender_defect(value);
 }
 
 /* Check whether Twilio keeps the words */
@@ -342,6 +358,7 @@ configure(FunctionCallInfo fcinfo, const char *function, const char *provider, c
 	char	  **given = palloc0(sizeof(char *) * n);
 	char	   *name;
 	char	   *workspace;
+	int			workspace_id;
 	int			account_id;
 
 	/* Whoever got EXECUTE in some way is still not the owner */
@@ -386,9 +403,11 @@ configure(FunctionCallInfo fcinfo, const char *function, const char *provider, c
 	}
 	PG_END_TRY();
 
+	workspace_id = workspace_named(workspace)->workspace_id;
+	account_require_free(name, account.exclusive_to, workspace_id);
 	account_id = account_store(name, provider, &account);
 	explicit_bzero(account.secrets, strlen(account.secrets));
-	account_use(workspace_named(workspace)->workspace_id, channel, account_id);
+	account_use(workspace_id, channel, account_id);
 
 	/* What waited for a working account can go now */
 	wake_at_commit();

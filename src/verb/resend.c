@@ -15,6 +15,7 @@
 
 #include "store/credit.h"
 #include "store/queue.h"
+#include "verb/send.h"
 #include "verb/verb.h"
 
 EXPORTED_FUNCTION(otp_resend);
@@ -78,6 +79,7 @@ otp_resend(PG_FUNCTION_ARGS)
 	fallback_sms = v.fallback_sms && strcmp(channel, "whatsapp") == 0;
 	if (v.test_outcome == NULL)
 	{
+		country_require_channel(w, v.phone, channel);
 		module_require(w, channel, fallback_sms);
 		limits_take(w, v.phone, v.template_name, v.context, now);
 		limits_take_second(w);

@@ -41,6 +41,9 @@ typedef struct SendRequest
  */
 extern void country_require(const Workspace *w, Verification *v, bool fallback_asked);
 
+/* The same for one channel alone, as a resend needs it. */
+extern void country_require_channel(const Workspace *w, const char *phone, const char *channel);
+
 /*
  * Find what the same key was answered within the last 24 hours. True when
  * there is such a send, which r->v and r->expires_in are then filled from.

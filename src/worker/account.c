@@ -78,6 +78,8 @@
 
 static HTAB *accounts;
 static HTAB *routes;
+static HTAB *numbers;			/* SendingNumber */
+static List *arming = NIL;		/* of those, in TopMemoryContext */
 static uint32 generation = 1;
 static TimestampTz refreshed_at = 0;
 static int	troubled = 0;		/* breakers that are not closed */
@@ -95,6 +97,9 @@ accounts_init(void)
 	accounts = hash_create("otp accounts", 16, &ctl, HASH_ELEM | HASH_BLOBS);
 	ctl.entrysize = sizeof(RouteEntry);
 	routes = hash_create("otp routes", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	ctl.keysize = sizeof(((SendingNumber *) NULL)->key);
+	ctl.entrysize = sizeof(SendingNumber);
+	numbers = hash_create("otp sending numbers", 64, &ctl, HASH_ELEM | HASH_BLOBS);
 }
 
 /* ---- reading ---- */
@@ -187,6 +192,86 @@ account_own_number(const Account *a)
 	return own != NULL ? own : "";
 }
 
+/* Find a number, or make it known; NULL when it cannot be one */
+static SendingNumber *
+find_number(int32 account_id, const char *number)
+{
+	SendingNumber key;
+	SendingNumber *n;
+	bool		found;
+
+	if (number[0] == '\0' || strlen(number) >= sizeof(key.key.number))
+		return NULL;
+	memset(&key, 0, sizeof(key));
+	key.key.account_id = account_id;
+	strlcpy(key.key.number, number, sizeof(key.key.number));
+	n = hash_search(numbers, &key.key, HASH_ENTER, &found);
+	if (!found)
+		n->armed = n->arming = false;
+	return n;
+}
+
+/* Give a workspace's number at an account */
+SendingNumber *
+account_number(const Account *a, int32 workspace_id, bool sms)
+{
+	const Route *route = account_known_route(workspace_id);
+
+	/* Twilio's receipts name the account, whatever the sender */
+	if (!sms && route != NULL && route->whatsapp_sender != NULL && route->whatsapp_account == a->account_id)
+		return find_number(a->account_id, route->whatsapp_sender);
+	return find_number(a->account_id, account_own_number(a));
+}
+
+/* Note that a number's receipts come; that is in this turn's transaction */
+void
+account_arm(SendingNumber *number)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	arming = lappend(arming, number);
+	MemoryContextSwitchTo(old);
+	number->arming = true;
+}
+
+/* The transaction has ended */
+void
+accounts_armed(bool written)
+{
+	ListCell   *cell;
+
+	foreach(cell, arming)
+	{
+		SendingNumber *number = lfirst(cell);
+
+		number->arming = false;
+		number->armed |= written;
+	}
+	list_free(arming);
+	arming = NIL;
+}
+
+/* Take over which numbers' receipts have come */
+static void
+take_numbers(int32 account_id, const RouteAccount *row)
+{
+	HASH_SEQ_STATUS seq;
+	SendingNumber *n;
+
+	hash_seq_init(&seq, numbers);
+	while ((n = hash_seq_search(&seq)) != NULL)
+	{
+		if (n->key.account_id == account_id)
+			n->armed = false;
+	}
+	for (int i = 0; i < row->nreceipts_from; i++)
+	{
+		n = find_number(account_id, row->receipts_from[i]);
+		if (n != NULL)
+			n->armed = true;
+	}
+}
+
 /* Take over a row */
 static void
 take_account(Account *a, const RouteAccount *row)
@@ -210,8 +295,7 @@ take_account(Account *a, const RouteAccount *row)
 	MemoryContextSwitchTo(old);
 
 	a->provider.settings = parse_json(row->settings);
-	a->armed = row->receipts_from != NULL && a->provider.settings != NULL &&
-		strcmp(row->receipts_from, account_own_number(a)) == 0;
+	take_numbers(a->account_id, row);
 	if (a->provider.settings == NULL)
 		a->problem = "the account's settings cannot be read";
 	else

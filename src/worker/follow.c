@@ -134,6 +134,7 @@ follow_due(TimestampTz now)
 		else if ((at = fallback_at(o)) != 0 && at <= now)
 		{
 			Account    *a = account_known(o->account_id);
+			SendingNumber *number = o->number;
 
 			if ((sender.look || receipts_pending()) && now < at + QUEUE_FIRST_US)
 			{
@@ -146,7 +147,9 @@ follow_due(TimestampTz now)
 			 * something
 			 */
 			o->waited = true;
-			if (a != NULL && a->armed && judge_can_fall_back(o, now))
+			if (number == NULL && a != NULL)
+				number = account_number(a, o->row.workspace_id, o->row.sms);
+			if (number != NULL && number->armed && judge_can_fall_back(o, now))
 			{
 				o->tried = false;
 				o->record = false;

@@ -73,6 +73,8 @@ struct ReceiptItem
 	bool		finished;		/* in this turn */
 	int			failures;		/* to write it, alone */
 	TimestampTz retry_at;
+	char		from[RECEIPT_WORD_SIZE];	/* the sending number or account;
+											 * "" not told */
 	Receipt		receipt;
 };
 
@@ -257,6 +259,9 @@ read_status(ReceiptBatch *batch, const json_t *status)
 	(void) json_member_int(status, "at", 1, INT64CONST(32503680000), &item->receipt.at);
 	(void) json_member_int(status, "code", 0, PG_INT32_MAX, &code);
 	item->receipt.code = (int) code;
+	copy_plain(status, "from", item->from, sizeof(item->from));
+	if (item->from[0] == '\0')
+		strlcpy(item->from, batch->from, sizeof(item->from));
 	copy_plain(status, "message_id", item->receipt.message_id, sizeof(item->receipt.message_id));
 	copy_plain(status, "detail", item->receipt.detail, sizeof(item->receipt.detail));
 	copy_plain(status, "category", item->receipt.category, sizeof(item->receipt.category));
@@ -427,6 +432,10 @@ take_failed(ReceiptItem *item, Change *change, const MessageRecord *records, int
 		(void) channel_judge_code(channel, r->code != 0 ? r->code : CODE_UNTOLD, &j);
 	j.provider_code = r->code;
 	strlcpy(j.detail, r->detail, sizeof(j.detail));
+
+	/* Trouble of the account's own number is the account's */
+	if (a != NULL && !m->sms && (item->from[0] == '\0' || strcmp(item->from, account_own_number(a)) == 0))
+		j.sender_refused = false;
 	if (a != NULL && !a->gone)
 		account_receipt_judged(a, &j, now);
 
@@ -452,6 +461,24 @@ take_failed(ReceiptItem *item, Change *change, const MessageRecord *records, int
 			another_stands = true;
 	}
 	judge_failed(o, &j, another_stands, now);
+}
+
+/* Note that receipts come from the number that a message was sent from */
+static void
+note_number(const ReceiptItem *item, const Account *a, const MessageRecord *m)
+{
+	SendingNumber *number;
+
+	(void) account_route(m->workspace_id);
+	number = account_number(a, m->workspace_id, m->sms);
+	if (number == NULL || number->armed || number->arming)
+		return;
+
+	/* It may have had another one when it sent this */
+	if (item->from[0] != '\0' && strcmp(item->from, number->key.number) != 0)
+		return;
+	if (route_note_receipts(a->account_id, number->key.number))
+		account_arm(number);
 }
 
 /* Take one item in; true when it is done with */
@@ -490,16 +517,8 @@ take_item(ReceiptItem *item, Subject *subject, Change *changes, const MessageRec
 		return true;
 
 	/* Where its receipts come from, silence means something from now on */
-	if (a != NULL && !a->gone && !a->armed && !a->arming && item->batch != NULL)
-	{
-		const char *own = account_own_number(a);
-
-		if (own[0] != '\0' && (item->batch->from[0] == '\0' || strcmp(item->batch->from, own) == 0))
-		{
-			route_note_receipts(a->account_id, own);
-			a->arming = true;
-		}
-	}
+	if (a != NULL && !a->gone && item->batch != NULL)
+		note_number(item, a, change->record);
 
 	if (r->category[0] != '\0' || r->price[0] != '\0')
 	{
@@ -729,16 +748,9 @@ receipts_done(TimestampTz now)
 	alone_next = false;
 	while (!dlist_is_empty(&written))
 	{
-		ReceiptItem *item = dlist_container(ReceiptItem, node, dlist_pop_head_node(&written));
-		Account    *a = account_known(item->account_id);
-
-		if (a != NULL && a->arming)
-		{
-			a->arming = false;
-			a->armed = true;
-		}
-		free_item(item);
+		free_item(dlist_container(ReceiptItem, node, dlist_pop_head_node(&written)));
 	}
+	accounts_armed(true);
 	while (!dlist_is_empty(&completed))
 	{
 		ReceiptBatch *batch = dlist_container(ReceiptBatch, node, dlist_pop_head_node(&completed));
@@ -767,6 +779,7 @@ receipts_undo(TimestampTz now)
 	dlist_head	again;
 	int			n = 0;
 
+	accounts_armed(false);
 	dlist_init(&again);
 	if (reading != NULL)
 	{
@@ -778,10 +791,7 @@ receipts_undo(TimestampTz now)
 	while (!dlist_is_empty(&written))
 	{
 		ReceiptItem *item = dlist_container(ReceiptItem, node, dlist_pop_head_node(&written));
-		Account    *a = account_known(item->account_id);
 
-		if (a != NULL)
-			a->arming = false;
 		if (item->batch != NULL && item->finished)
 			item->batch->finished--;
 		item->finished = false;

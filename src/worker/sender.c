@@ -93,9 +93,12 @@ static TimestampTz next_write_back;
 static TimestampTz next_clear;
 static TimestampTz next_webhooks;
 static TimestampTz next_jobs;
-static TimestampTz next_retention;
-static TimestampTz next_rollup;
-static TimestampTz next_guard;
+
+/* What is kept up beside all that, and when each is to be called next */
+static TimestampTz (*const upkeep[]) (TimestampTz now) = {
+	retention_turn, rollup_turn, sweep_turn, guard_turn
+};
+static TimestampTz next_upkeep[lengthof(upkeep)];
 static WaitEventSet *wait_set;
 static uint32 wait_event;
 
@@ -221,6 +224,7 @@ work_aside(TimestampTz now)
 {
 	int			slots = Min(sender.max_in_flight - sender.flying, sender.max_in_flight / ASIDE_SHARE + 1) -
 	webhooks_in_flight() - jobs_in_flight();
+	TimestampTz next;
 
 	if (otp_delivery)
 	{
@@ -228,15 +232,17 @@ work_aside(TimestampTz now)
 			next_webhooks = webhooks_turn(Max(slots, 0), now);
 		if (now >= next_jobs || jobs_pending(now))
 			next_jobs = jobs_turn(Max(slots, 0), now);
+		next = Min(next_webhooks, next_jobs);
 	}
-	if (now >= next_retention)
-		next_retention = retention_turn(now);
-	if (now >= next_rollup)
-		next_rollup = rollup_turn(now);
-	if (now >= next_guard)
-		next_guard = guard_turn(now);
-	return Min(Min(Min(next_retention, next_rollup), next_guard),
-			   otp_delivery ? Min(next_webhooks, next_jobs) : next_rollup);
+	else
+		next = DT_NOEND;
+	for (int i = 0; i < lengthof(upkeep); i++)
+	{
+		if (now >= next_upkeep[i])
+			next_upkeep[i] = upkeep[i] (now);
+		next = Min(next, next_upkeep[i]);
+	}
+	return next;
 }
 
 /* ---- start and end ---- */

@@ -45,8 +45,6 @@ typedef struct Account
 	int32		account_id;		/* hash key */
 	uint32		generation;		/* of the configuration it was checked against */
 	bool		gone;
-	bool		armed;			/* its receipts come: silence means something */
-	bool		arming;			/* to be noted that they do */
 	const char *problem;		/* why it cannot be used, or NULL */
 	bool		problem_passes; /* waiting may help: the key file */
 	char		reported[ROSTER_ERROR_SIZE];	/* the problem that was logged */
@@ -70,6 +68,18 @@ typedef struct Account
 	TimestampTz overloaded_at;
 	int			overloads;		/* in a row */
 } Account;
+
+/* A number that messages are sent from, and which its receipts name */
+typedef struct SendingNumber
+{
+	struct
+	{
+		int32		account_id;
+		char		number[RECEIPT_WORD_SIZE];
+	}			key;			/* hashed as bytes: zeroed first */
+	bool		armed;			/* its receipts come: silence means something */
+	bool		arming;			/* that they do is written in this turn */
+} SendingNumber;
 
 /* What is known of a workspace; hash key first */
 typedef struct RouteEntry
@@ -128,6 +138,16 @@ extern void account_judged(Account *a, Owed *o, const Judgement *j, TimestampTz 
 /* The sending number or account that its receipts name; "" when it has none. */
 extern const char *account_own_number(const Account *a);
 
+/*
+ * The number that a workspace sends from through an account, over WhatsApp or
+ * as SMS, for as long as we live; what is known will do. NULL: there is none.
+ */
+extern SendingNumber *account_number(const Account *a, int32 workspace_id, bool sms);
+
+/* Numbers whose receipts have come in this turn: written, or not */
+extern void account_arm(SendingNumber *number);
+extern void accounts_armed(bool written);
+
 /* Take in what a receipt says of the account itself. */
 extern void account_receipt_judged(Account *a, const Judgement *j, TimestampTz now);
 
@@ -176,6 +196,8 @@ struct Owed
 	Owed	   *same;			/* the next row of the same verification */
 	OutboxRow	row;
 	int32		account_id;		/* in flight with it, or waits for it */
+	SendingNumber *number;		/* that it was sent from; NULL: by another
+								 * sender, before us */
 	bool		fresh;			/* read in this turn */
 	bool		held;			/* waits for a breaker; counted there */
 	bool		reserved;		/* has waited for its turn at a throttled
@@ -183,8 +205,7 @@ struct Owed
 	bool		admitted;		/* counted there as in flight */
 	bool		probe;
 	bool		fallback_sms;
-	bool		own_sender;		/* the SMS names a sender other than the
-								 * account's */
+	bool		own_sender;		/* it names a sender other than the account's */
 	bool		accepted;		/* by the provider */
 	bool		delivered;		/* some message of the verification was */
 	bool		arrived;		/* and it was this one */

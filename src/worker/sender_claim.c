@@ -255,8 +255,14 @@ choose_account(ClaimItem *item, const MessageSource *source, TimestampTz now, Ac
 		return false;
 	}
 
+	/* The workspace was deleted: so will be what it has left */
 	route = account_route(o->row.workspace_id);
-	account_id = route == NULL ? 0 : o->row.sms ? route->sms_account : route->whatsapp_account;
+	if (route == NULL)
+	{
+		decide_end(item, END_DROP);
+		return false;
+	}
+	account_id = o->row.sms ? route->sms_account : route->whatsapp_account;
 	a = account_id != 0 ? account_get(account_id, now) : NULL;
 	if (a == NULL)
 	{
@@ -340,6 +346,7 @@ build_request(ClaimItem *item, const MessageSource *source, Account *a, Timestam
 {
 	Owed	   *o = item->owed;
 	const Channel *channel = channel_for(o->row.sms ? "sms" : "whatsapp", a->provider.provider);
+	const Route *route = account_route(o->row.workspace_id);
 	ChannelMessage message;
 	char		otp_id[OTP_ID_LENGTH + 1];
 	char		code[CODE_MAX_LENGTH + 1];
@@ -365,18 +372,21 @@ build_request(ClaimItem *item, const MessageSource *source, Account *a, Timestam
 		message.template = template_variant(o->row.workspace_id, source->template_name, source->language,
 											(int) (life / USECS_PER_SEC), NULL);
 	}
+	o->number = account_number(a, o->row.workspace_id, o->row.sms);
+	if (route != NULL)
+		message.sender = o->row.sms ? route->sms_sender : route->whatsapp_sender;
 	if (o->row.sms)
 	{
-		const Route *route = account_route(o->row.workspace_id);
-
 		text = sms_text_fill(source->body, source->last_line, code, message.expires_in,
 							 route != NULL ? route->app_name : NULL);
 		message.text = text;
-		message.sender = source->sender;
-		o->own_sender = source->sender != NULL && source->sender[0] != '\0';
+		if (source->sender != NULL && source->sender[0] != '\0')
+			message.sender = source->sender;
 		message.dlt_entity_id = source->dlt_entity_id;
 		message.dlt_template_id = source->dlt_template_id;
 	}
+
+	o->own_sender = message.sender != NULL;
 
 	memset(&item->request, 0, sizeof(item->request));
 	if (channel != NULL)

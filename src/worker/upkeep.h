@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * upkeep.h
- *	  What a sender does beside sending: retention, statistics, the guard's log.
+ *	  What a sender keeps up beside sending; sender.c has the list.
  *
  * Each call is one small step in a transaction of its own, some milliseconds
  * long, raises nothing, and gives the time of the next call.
@@ -15,6 +15,9 @@
 
 /* Empty drawers of the history that are older than otp.retention (retention.c). */
 extern TimestampTz retention_turn(TimestampTz now);
+
+/* Delete what deleted workspaces have left (sweep.c). */
+extern TimestampTz sweep_turn(TimestampTz now);
 
 /* Sum up what has ended into otp.stats_hours and otp.usage_days (rollup.c). */
 extern TimestampTz rollup_turn(TimestampTz now);

@@ -74,7 +74,7 @@ sub wait_for_patience
 # Has the sending number been heard of?
 sub seen
 {
-	return $node->value("SELECT receipts_from = settings ->> 'phone_number_id' FROM otp.providers WHERE account = 'meta'") eq 't';
+	return $node->value("SELECT settings ->> 'phone_number_id' = ANY (receipts_from) FROM otp.providers WHERE account = 'meta'") eq 't';
 }
 
 # Restart the sender

@@ -93,8 +93,9 @@ my @meta = (
 my @twilio = (
 	(map { { code => $_->[0], status => $_->[1], outcome => 'account' } }
 		[ 20003, 401 ], [ 20404, 404 ], [ 21608, 400 ], [ 21609, 400 ],
-		[ 21703, 400 ], [ 21704, 400 ], [ 21705, 400 ], [ 30002, 400 ], [ 63001, 401 ]),
-	(map { { code => $_, status => 400, outcome => 'account', sender => 1 } } 21212, 21606, 30032, 30034, 63007),
+		[ 30002, 400 ], [ 63001, 401 ]),
+	(map { { code => $_, status => 400, outcome => 'account', sender => 1 } }
+		21212, 21606, 21703, 21704, 21705, 30032, 30034, 63007),
 	{ code => 20429, status => 429, outcome => 'retry', reason => 'provider_unavailable' },
 	{ code => 14107, status => 400, outcome => 'retry', reason => 'provider_unavailable' },
 	{ code => 20503, status => 503, outcome => 'retry', reason => 'provider_unavailable' },
