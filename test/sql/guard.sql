@@ -132,7 +132,7 @@ SELECT valid FROM otp_verify(:'first', '111111');
 SELECT unverified_hour, verified_hour, unverified_day, verified_day FROM otp.guard_status('guard_verify');
 SELECT t.try('guard_verify', '+35691');
 
--- Test numbers do not count, shadowed sends do
+-- Test numbers do not count, nor do shadowed sends, of which nobody has got a code
 SELECT t.guarded('guard_shadow') AS workspace \gset
 SELECT t.history(:workspace, '+35691', now() - interval '1 min', 10, outcome => 'delivered'), t.history(:workspace, '+35691', now() - interval '1 min', 2, shadow => true);
 SELECT otp.set_test_number('+35692000001', '123456', workspace => 'guard_shadow');

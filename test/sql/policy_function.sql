@@ -16,6 +16,7 @@ CREATE ROLE regress_otp_heir;
 SELECT otp.grant_workspace('default', 'regress_otp_app');
 CREATE SCHEMA pol AUTHORIZATION regress_otp_policy;
 GRANT USAGE ON SCHEMA otp TO regress_otp_policy;
+GRANT USAGE ON TYPE otp.send_request TO regress_otp_policy;
 GRANT CREATE, USAGE ON SCHEMA pol TO regress_otp_heir;
 CREATE TABLE public.apps (a int);
 ALTER TABLE public.apps OWNER TO regress_otp_app;
@@ -402,6 +403,7 @@ SELECT t.error('SELECT otp_resend($1)', :'id'), otp_cancel(:'id'), (SELECT error
 CREATE ROLE regress_otp_signup;
 CREATE SCHEMA signup AUTHORIZATION regress_otp_signup;
 GRANT USAGE ON SCHEMA otp TO regress_otp_signup;
+GRANT USAGE ON TYPE otp.send_request TO regress_otp_signup;
 SET ROLE regress_otp_signup;
 CREATE TABLE signup.disposable_ranges (prefix text PRIMARY KEY);
 CREATE TABLE signup.bots (key text PRIMARY KEY);
