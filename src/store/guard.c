@@ -120,7 +120,7 @@ count_leaf(HTAB *hash, int leaf, int32 workspace_id, TimestampTz now, Snapshot s
 
 	plan_keep_leaf(plans, leaf,
 				   "SELECT v.id, v.created_at, v.phone, v.verified_at IS NOT NULL FROM otp.verifications_%02d v"
-				   " WHERE v.workspace_id = $1 AND v.id > $2 AND v.created_xid <> $3 AND v.test_outcome IS NULL AND NOT v.shadowed"
+				   " WHERE v.workspace_id = $1 AND v.id > $2 AND v.created_xid <> $3 AND v.test_outcome IS NULL"
 				   " ORDER BY v.id LIMIT " READ_ROWS_SQL,
 				   lengthof(types), types);
 	ulid_lowest(&last, (newest - GUARD_BUCKETS + 1) * GUARD_BUCKET_US - 1);
