@@ -351,57 +351,75 @@ guard_look(int32 workspace_id, const char *country, TimestampTz now,
 
 /* Is a workspace known? */
 bool
-guard_is_known(int32 workspace_id, TimestampTz now)
+guard_is_known(int32 workspace_id, TimestampTz now, TimestampTz *since)
 {
+	const GuardWorkspace *w;
 	bool		known;
 
 	LWLockAcquire(guard->lock, LW_SHARED);
-	known = is_known(find_workspace(workspace_id), now);
+	w = find_workspace(workspace_id);
+	known = is_known(w, now);
+	*since = w != NULL && w->state == STATE_LOADING ? w->asked_at : 0;
 	LWLockRelease(guard->lock);
 	return known;
 }
 
+/* List the countries of a workspace; gives their number, which may be more than max */
+static int
+list_countries(int32 workspace_id, CountryKey *keys, int max)
+{
+	GuardWorkspace *w;
+	int			n = 0;
+
+	LWLockAcquire(guard->lock, LW_SHARED);
+	w = find_workspace(workspace_id);
+	if (w != NULL)
+	{
+		dlist_iter	iter;
+
+		dlist_foreach(iter, &w->countries)
+		{
+			if (n < max)
+				keys[n] = dlist_container(GuardCountry, node, iter.cur)->key;
+			n++;
+		}
+	}
+	LWLockRelease(guard->lock);
+	return n;
+}
+
 /* Copy all countries of a workspace */
 GuardCounts *
-guard_copy_all(int32 workspace_id, TimestampTz now, int *n)
+guard_copy_all(int32 workspace_id, int *n)
 {
-	int64		bucket = guard_bucket(now);
-	GuardCounts *copies = NULL;
-	int			size = 0;
+	int			max = 0;
+	int			found;
+	CountryKey *keys = NULL;
+	GuardCounts *copies;
 
 	/* There may be more by the time that there is memory for them */
-	for (;;)
+	while ((found = list_countries(workspace_id, keys, max)) > max)
 	{
-		GuardWorkspace *w;
-		int			found = 0;
-
-		LWLockAcquire(guard->lock, LW_EXCLUSIVE);
-		w = find_workspace(workspace_id);
-		if (w != NULL)
-		{
-			dlist_iter	iter;
-
-			dlist_foreach(iter, &w->countries)
-			{
-				GuardCountry *c = dlist_container(GuardCountry, node, iter.cur);
-
-				if (found < size)
-				{
-					advance(c, bucket);
-					copy_counts(c, &copies[found]);
-				}
-				found++;
-			}
-		}
-		LWLockRelease(guard->lock);
-		*n = found;
-		if (found <= size)
-			return copies;
-		if (copies != NULL)
-			pfree(copies);
-		size = found + 16;
-		copies = palloc(size * sizeof(GuardCounts));
+		if (keys != NULL)
+			pfree(keys);
+		max = found + 16;
+		keys = palloc(max * sizeof(CountryKey));
 	}
+
+	/* One by one: whoever sends needs the lock, too */
+	copies = palloc(Max(found, 1) * sizeof(GuardCounts));
+	*n = 0;
+	for (int i = 0; i < found; i++)
+	{
+		const GuardCountry *c;
+
+		LWLockAcquire(guard->lock, LW_SHARED);
+		c = hash_search(countries, &keys[i], HASH_FIND, NULL);
+		if (c != NULL)
+			copy_counts(c, &copies[(*n)++]);
+		LWLockRelease(guard->lock);
+	}
+	return copies;
 }
 
 /* ---- counting ---- */

@@ -104,8 +104,11 @@ extern void guard_shmem_init(void);
 extern bool guard_look(int32 workspace_id, const char *country, TimestampTz now,
 					   GuardFigures *figures, bool *read_days);
 
-/* Is the history of a workspace known? */
-extern bool guard_is_known(int32 workspace_id, TimestampTz now);
+/*
+ * Is the history of a workspace known? If not, *since is when somebody began
+ * to read it, 0 when nobody did.
+ */
+extern bool guard_is_known(int32 workspace_id, TimestampTz now, TimestampTz *since);
 
 /*
  * Have a workspace counted, from nothing: before the snapshot in which its
@@ -127,7 +130,7 @@ extern void guard_set_best(int32 workspace_id, const GuardBest *best, int n);
 extern void guard_count(int32 workspace_id, const char *country, int64 bucket, int sends, int verified);
 
 /* Copy what is known of all countries of a workspace; palloc'd. */
-extern GuardCounts *guard_copy_all(int32 workspace_id, TimestampTz now, int *n);
+extern GuardCounts *guard_copy_all(int32 workspace_id, int *n);
 
 /* Note a decision, for otp.guard_log; counts gets a copy of what it was made on. */
 extern void guard_decide(const GuardDecision *decision, GuardCounts *counts);

@@ -3,9 +3,9 @@
  * guard.c
  *	  What the guard against pumping reads from the history, and its log.
  *
- * A day of a workspace is a range of the primary key in the leaves that were
- * filled then. It is read in the order of ids, some thousand rows at a time,
- * all by one snapshot: no memory for more than that is needed.
+ * A span of time is a range of the primary key in the leaves that were filled
+ * then. The last day is read from its end, in spans that grow longer, all by
+ * one snapshot; and only for so long: whoever sends is waiting for it.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,6 +16,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/snapmgr.h"
@@ -28,9 +29,18 @@
 #include "store/plan.h"
 #include "store/ring.h"
 
-/* Rows read at a time; a literal, for a plan must not take it for a tenth of the table */
-#define READ_ROWS 5000
-#define READ_ROWS_SQL "5000"
+/* Rows fetched at a time */
+#define FETCH_ROWS 1000
+
+/*
+ * The longest time to read for, a million rows or so. Who has sent more than
+ * that in a day is judged by the newest of it: the last hour comes first, and
+ * the thresholds of such a workspace come from the sums of its days.
+ */
+#define READ_MS 1000
+
+/* The spans of the last day that are read, by their ends, in hours from now */
+static const int spans[] = {1, 2, 4, 8, 16, 24};
 
 /* Below this, a day's successes leave the thresholds at their least: see guard_rule.c */
 #define BEST_LEAST 100
@@ -72,9 +82,9 @@ enter(HTAB *hash, const char *country, int64 newest)
 	return counts;
 }
 
-/* Count some rows that were read; gives the id of the last one */
+/* Count some rows that were read */
 static void
-count_rows(HTAB *hash, int64 newest, pg_uuid_t *last)
+count_rows(HTAB *hash, int64 newest)
 {
 	TupleDesc	desc = SPI_tuptable->tupdesc;
 
@@ -82,14 +92,12 @@ count_rows(HTAB *hash, int64 newest, pg_uuid_t *last)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		bool		isnull;
+		text	   *phone = DatumGetTextPP(SPI_getbinval(tuple, desc, 1, &isnull));
 		int64		bucket = guard_bucket(DatumGetTimestampTz(SPI_getbinval(tuple, desc, 2, &isnull)));
-		text	   *phone = DatumGetTextPP(SPI_getbinval(tuple, desc, 3, &isnull));
 		char		number[32];
 		const char *country;
 		GuardCounts *counts;
 
-		if (i == SPI_processed - 1)
-			*last = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
 		if (bucket <= newest - GUARD_BUCKETS)
 			continue;
 		text_to_cstring_buffer(phone, number, sizeof(number));
@@ -101,40 +109,89 @@ count_rows(HTAB *hash, int64 newest, pg_uuid_t *last)
 		bucket = Min(bucket, newest) % GUARD_BUCKETS;
 		counts = enter(hash, country, newest);
 		counts->sends[bucket]++;
-		if (DatumGetBool(SPI_getbinval(tuple, desc, 4, &isnull)))
+		if (DatumGetBool(SPI_getbinval(tuple, desc, 3, &isnull)))
 			counts->verified[bucket]++;
 	}
 }
 
-/* Count what one leaf has */
-static void
-count_leaf(HTAB *hash, int leaf, int32 workspace_id, TimestampTz now, Snapshot snapshot)
+/* Count what one leaf has of a span of time; false when that took too long */
+static bool
+count_leaf(HTAB *hash, int leaf, int32 workspace_id, const pg_uuid_t *from, const pg_uuid_t *before,
+		   int64 newest, TimestampTz until)
 {
 	static SPIPlanPtr plans[ULID_SLOTS];
-	Oid			types[] = {INT4OID, UUIDOID, INT8OID};
-	Datum		values[3];
-	int64		newest = guard_bucket(now);
+	Oid			types[] = {INT4OID, UUIDOID, UUIDOID, INT8OID};
+	Datum		values[4];
 	FullTransactionId own = GetTopFullTransactionIdIfAny();
-	pg_uuid_t	last;
-	uint64		n;
+	Portal		portal;
+	bool		in_time = true;
+	uint64		fetched;
 
 	plan_keep_leaf(plans, leaf,
-				   "SELECT v.id, v.created_at, v.phone, v.verified_at IS NOT NULL FROM otp.verifications_%02d v"
-				   " WHERE v.workspace_id = $1 AND v.id > $2 AND v.created_xid <> $3 AND v.test_outcome IS NULL"
-				   " ORDER BY v.id LIMIT " READ_ROWS_SQL,
+				   "SELECT v.phone, v.created_at, v.verified_at IS NOT NULL FROM otp.verifications_%02d v"
+				   " WHERE v.workspace_id = $1 AND v.id >= $2 AND v.id < $3 AND v.created_xid <> $4"
+				   " AND v.test_outcome IS NULL",
 				   lengthof(types), types);
-	ulid_lowest(&last, (newest - GUARD_BUCKETS + 1) * GUARD_BUCKET_US - 1);
 	values[0] = Int32GetDatum(workspace_id);
-	values[1] = UUIDPGetDatum(&last);
-	values[2] = Int64GetDatum(FullTransactionIdIsValid(own) ? (int64) U64FromFullTransactionId(own) : 0);
+	values[1] = UUIDPGetDatum(from);
+	values[2] = UUIDPGetDatum(before);
+	values[3] = Int64GetDatum(FullTransactionIdIsValid(own) ? (int64) U64FromFullTransactionId(own) : 0);
+	portal = plan_open(plans[leaf], values, NULL);
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
-		plan_run(plans[leaf], values, NULL, snapshot, true, 0);
-		n = SPI_processed;
-		count_rows(hash, newest, &last);
+		SPI_cursor_fetch(portal, true, FETCH_ROWS);
+		fetched = SPI_processed;
+		count_rows(hash, newest);
 		SPI_freetuptable(SPI_tuptable);
-	} while (n == READ_ROWS);
+		in_time = GetCurrentTimestamp() < until;
+	} while (fetched == FETCH_ROWS && in_time);
+	SPI_cursor_close(portal);
+	return in_time;
+}
+
+/* Count what was sent within the last day, as long as there is time */
+static void
+count_day(HTAB *hash, int32 workspace_id, TimestampTz now)
+{
+	int64		newest = guard_bucket(now);
+	int			leaves[ULID_SLOTS];
+	int			nleaves;
+	pg_uuid_t	from;
+	pg_uuid_t	before;
+	int			ms = StatementTimeout > 0 ? Min(READ_MS, StatementTimeout / 2) : READ_MS;
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+
+	/* Before the snapshot: these read tables, too */
+	nleaves = ring_recent(now - USECS_PER_DAY, now, leaves);
+	(void) country_kept();
+
+	/* The one that is being filled comes first */
+	for (int i = 1; i < nleaves; i++)
+	{
+		if (leaves[i] == ulid_slot_at(now))
+		{
+			leaves[i] = leaves[0];
+			leaves[0] = ulid_slot_at(now);
+		}
+	}
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	ulid_lowest(&before, DT_NOEND);
+	for (int span = 0; span < lengthof(spans); span++)
+	{
+		ulid_lowest(&from, now - spans[span] * USECS_PER_HOUR);
+		for (int i = 0; i < nleaves; i++)
+		{
+			if (!count_leaf(hash, leaves[i], workspace_id, &from, &before, newest, until))
+			{
+				PopActiveSnapshot();
+				return;
+			}
+		}
+		before = from;
+	}
+	PopActiveSnapshot();
 }
 
 /* Read a workspace's history */
@@ -144,9 +201,6 @@ guard_read_history(int32 workspace_id, TimestampTz now, int *n)
 	HASHCTL		info;
 	HTAB	   *hash;
 	HASH_SEQ_STATUS scan;
-	int			leaves[ULID_SLOTS];
-	int			nleaves;
-	Snapshot	snapshot;
 	GuardCounts *counts;
 	GuardCounts *list;
 	GuardBest  *best;
@@ -159,15 +213,7 @@ guard_read_history(int32 workspace_id, TimestampTz now, int *n)
 	info.hcxt = CurrentMemoryContext;
 	hash = hash_create("otp guard history", 64, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 
-	/* Before the snapshot: these read tables, too */
-	nleaves = ring_recent(now - USECS_PER_DAY, now, leaves);
-	(void) country_kept();
-
-	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	for (int i = 0; i < nleaves; i++)
-		count_leaf(hash, leaves[i], workspace_id, now, snapshot);
-	UnregisterSnapshot(snapshot);
-
+	count_day(hash, workspace_id, now);
 	best = guard_read_best(workspace_id, now, &nbest);
 	for (int i = 0; i < nbest; i++)
 		enter(hash, best[i].country, newest)->best_day = best[i].verified;

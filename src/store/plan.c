@@ -92,6 +92,27 @@ plan_run(SPIPlanPtr plan, Datum *values, const char *nulls,
 	return rc;
 }
 
+/* Open a cursor */
+Portal
+plan_open(SPIPlanPtr plan, Datum *values, const char *nulls)
+{
+	Portal volatile portal = NULL;
+	bool		saved = enable_seqscan;
+
+	/* As above: this may be where it is planned */
+	PG_TRY();
+	{
+		enable_seqscan = false;
+		portal = SPI_cursor_open(NULL, plan, values, nulls, true);
+	}
+	PG_FINALLY();
+	{
+		enable_seqscan = saved;
+	}
+	PG_END_TRY();
+	return portal;
+}
+
 /* Run under latest snapshot */
 int
 plan_run_latest(SPIPlanPtr plan, Datum *values, const char *nulls, long limit)

@@ -34,6 +34,12 @@ extern int	plan_run(SPIPlanPtr plan, Datum *values, const char *nulls,
 					 Snapshot snapshot, bool read_only, long limit);
 
 /*
+ * Open a cursor for a kept plan, under the active snapshot. For SPI_cursor_fetch
+ * and SPI_cursor_close.
+ */
+extern Portal plan_open(SPIPlanPtr plan, Datum *values, const char *nulls);
+
+/*
  * Run a kept plan under the latest snapshot, whatever the isolation level:
  * what limits and attempts are decided on must not be a transaction's age.
  */

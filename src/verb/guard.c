@@ -40,8 +40,8 @@ EXPORTED_FUNCTION(otp_guard_unwritten);
 #define GUARD_LOCK_METHOD 0x4755
 
 /*
- * A history that takes longer to read is long: its workspace's thresholds
- * are in the thousands, and its users better served by an unchecked send.
+ * Reading takes a second at most, unless somebody has locked the history.
+ * After two of them users are better served by an unchecked send.
  */
 #define LOAD_PATIENCE_MS 2000
 #define LOAD_LOOK_MS 5
@@ -85,11 +85,12 @@ wait_for_load(void)
 static bool
 require_loaded(const Workspace *w, TimestampTz now)
 {
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOAD_PATIENCE_MS);
+	TimestampTz began = GetCurrentTimestamp();
+	TimestampTz since;
 	LOCKTAG		tag;
 
 	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) w->workspace_id, 0, GUARD_LOCK_METHOD);
-	for (int tries = 0; !guard_is_known(w->workspace_id, now);)
+	for (int tries = 0; !guard_is_known(w->workspace_id, now, &since);)
 	{
 		/*
 		 * An error in between gives the lock back, and the next one begins
@@ -97,19 +98,23 @@ require_loaded(const Workspace *w, TimestampTz now)
 		 */
 		if (LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL)
 		{
-			if (!guard_is_known(w->workspace_id, now))
+			if (!guard_is_known(w->workspace_id, now, &since))
 			{
-				load(w, now);
+				load(w, GetCurrentTimestamp());
 				tries++;
 			}
 			LockRelease(&tag, ExclusiveLock, false);
 			if (tries == LOAD_TRIES)
 				break;
 		}
-		else if (GetCurrentTimestamp() >= until)
-			return false;
 		else
+		{
+			if (since != 0 && since < began)
+				began = since;
+			if (GetCurrentTimestamp() >= TimestampTzPlusMilliseconds(began, LOAD_PATIENCE_MS))
+				return false;
 			wait_for_load();
+		}
 	}
 	return true;
 }
@@ -236,7 +241,7 @@ otp_guard_status(PG_FUNCTION_ARGS)
 	 * anybody on a standby: then they are those of the history.
 	 */
 	if (w->guard_mode != GUARD_OFF && !RecoveryInProgress() && require_loaded(w, now))
-		counts = guard_copy_all(w->workspace_id, now, &n);
+		counts = guard_copy_all(w->workspace_id, &n);
 	else
 		counts = guard_read_history(w->workspace_id, now, &n);
 	countries = country_kept();

@@ -229,6 +229,17 @@ is(try('cut', '+35691', 3), 1, 'the next one reads in its place');
 is($node->value(q{SELECT differ('cut')}), '', 'all there is');
 $_->quit foreach $open, $lock;
 
+# A history that is too long for who sends: the newest of it has to do
+$node->run(<<'END');
+SELECT guarded('long');
+SELECT history('long', '+4179', now() - interval '20 h' + interval '1 ms' * i, 1000) FROM generate_series(1, 300) i;
+SELECT history('long', '+35691', now() - interval '5 min', 3);
+END
+is($node->value(q{SET statement_timeout = 250; SELECT try('long', '+35691')}), 'f',
+	'a long history is read as long as there is time');
+cmp_ok($node->value(q{SELECT unverified_day FROM otp.guard_status('long') WHERE country = 'CH'}) // 0, '<', 300_000,
+	'and no longer');
+
 # Stopped, and killed in the middle: what is counted comes back from the history
 $node->restart;
 is(try('users', '+35691', 3), 0, 'a restart makes no room');
