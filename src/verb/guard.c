@@ -198,8 +198,7 @@ note(const Workspace *w, const Verification *v, int sends, int verified)
 {
 	const char *country;
 
-	/* What was not sent has cost nothing, and says nothing about the country */
-	if (w->guard_mode == GUARD_OFF || v->shadowed)
+	if (w->guard_mode == GUARD_OFF)
 		return;
 	country = guard_country(v->phone);
 	if (country != NULL)
