@@ -18,6 +18,7 @@
 #include "utils/guc.h"
 
 #include "base/guc.h"
+#include "base/key_use.h"
 #include "base/keyring.h"
 #include "base/ledger.h"
 #include "base/limiter.h"
@@ -141,6 +142,7 @@ request_shmem(void)
 	if (previous_shmem_request_hook)
 		previous_shmem_request_hook();
 #endif
+	RequestAddinShmemSpace(key_use_shmem_size());
 	RequestAddinShmemSpace(ledger_shmem_size());
 	RequestAddinShmemSpace(limiter_shmem_size());
 	RequestAddinShmemSpace(roster_shmem_size());
@@ -157,6 +159,7 @@ startup_shmem(void)
 		previous_shmem_startup_hook();
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	key_use_shmem_init();
 	ledger_shmem_init();
 	limiter_shmem_init();
 	roster_shmem_init();

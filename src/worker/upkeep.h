@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * upkeep.h
- *	  What a sender does beside sending: retention and statistics.
+ *	  What a sender does beside sending: retention, statistics, uses of keys.
  *
  * Each call is one small step in a transaction of its own, some milliseconds
  * long, raises nothing, and gives the time of the next call.
@@ -18,5 +18,9 @@ extern TimestampTz retention_turn(TimestampTz now);
 
 /* Sum up what has ended into otp.stats_hours and otp.usage_days (rollup.c). */
 extern TimestampTz rollup_turn(TimestampTz now);
+
+/* Write down when API keys were last used; and all that is left (key_use.c). */
+extern TimestampTz key_use_turn(TimestampTz now);
+extern void key_use_leave(TimestampTz now);
 
 #endif							/* OTP_UPKEEP_H */
