@@ -632,6 +632,26 @@ COMMENT ON VIEW otp.api_key_list IS
 
 /* ----------------------------------------------------------------- audit */
 
+CREATE FUNCTION otp.audit_change() RETURNS trigger
+AS 'MODULE_PATHNAME', 'otp_audit_change' LANGUAGE C;
+COMMENT ON FUNCTION otp.audit_change IS 'Write down in otp.audit_entries who changes the configuration.';
+CREATE FUNCTION otp.refuse_change() RETURNS trigger
+AS 'MODULE_PATHNAME', 'otp_refuse_change' LANGUAGE C;
+COMMENT ON FUNCTION otp.refuse_change IS 'Let rows be added to a table, and nothing else be done with them.';
+
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON otp.audit_entries
+	FOR EACH STATEMENT EXECUTE FUNCTION otp.refuse_change();
+ALTER TABLE otp.audit_entries ENABLE ALWAYS TRIGGER refuse_change;
+
+CREATE VIEW otp.audit WITH (security_barrier) AS
+SELECT a.entry_id, a.at, a.role, a.action, w.name AS workspace, a.workspace_id, a.object, a.details
+FROM otp.audit_entries a
+LEFT JOIN otp.workspaces w USING (workspace_id)
+WHERE a.workspace_id = ANY ((SELECT otp.my_workspaces())::int[])
+	OR (SELECT pg_catalog.pg_has_role(e.extowner, 'USAGE') FROM pg_catalog.pg_extension e WHERE e.extname = 'otp');
+COMMENT ON VIEW otp.audit IS
+'Who has changed the configuration, and when: one row per change, of the caller''s workspaces; for the extension''s owner, also what belongs to no workspace or to one that is gone (workspace is NULL). role: who called the function or ran the statement. object: the name or id of what was changed. details: the columns that were changed, {"column": [before, after]}; of secrets and the like only their names, in not_shown; and session_user, where it is another role.';
+
 /* ------------------------------------------------------------- templates */
 
 CREATE FUNCTION otp.create_template(
@@ -762,6 +782,21 @@ CREATE TRIGGER replace_seed BEFORE INSERT OR UPDATE ON otp.sms_texts FOR EACH RO
 ALTER TABLE otp.workspaces ENABLE ALWAYS TRIGGER replace_seed;
 ALTER TABLE otp.templates ENABLE ALWAYS TRIGGER replace_seed;
 ALTER TABLE otp.sms_texts ENABLE ALWAYS TRIGGER replace_seed;
+
+-- After the seeds, which nobody has configured. What another server has changed is in its own entries: not ALWAYS.
+DO $$
+DECLARE
+	name text;
+BEGIN
+	FOREACH name IN ARRAY ARRAY['workspaces', 'workspace_grants', 'api_keys', 'provider_accounts', 'webhook_endpoints', 'test_numbers', 'key_limits', 'sms_texts', 'templates'] LOOP
+		EXECUTE pg_catalog.format('CREATE TRIGGER audit_change AFTER INSERT OR UPDATE OR DELETE ON otp.%I
+			FOR EACH ROW EXECUTE FUNCTION otp.audit_change()', name);
+		EXECUTE pg_catalog.format('CREATE TRIGGER audit_truncate AFTER TRUNCATE ON otp.%I
+			FOR EACH STATEMENT EXECUTE FUNCTION otp.audit_change()', name);
+	END LOOP;
+END $$;
+CREATE TRIGGER audit_change AFTER INSERT ON otp.credit_ledger
+	FOR EACH ROW WHEN (NEW.kind IN ('top_up', 'correction')) EXECUTE FUNCTION otp.audit_change();
 
 INSERT INTO otp.provider_errors (provider, code, meaning, action) VALUES
 	('meta', 0, 'AuthException: could not authenticate app user',

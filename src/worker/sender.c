@@ -37,6 +37,7 @@
 #include "base/ledger.h"
 #include "base/owner.h"
 #include "worker/job.h"
+#include "store/audit.h"
 #include "worker/sender.h"
 #include "worker/upkeep.h"
 #include "worker/webhook.h"
@@ -488,6 +489,7 @@ otp_sender_main(Datum arg)
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	impose_settings();
+	audit_off = true;
 
 	/* Is there anything to do here? */
 	SetCurrentStatementStartTimestamp();
