@@ -73,9 +73,9 @@ key_use_shmem_init(void)
 static Place *
 places_of(int32 workspace_id, int32 key_id)
 {
-	uint32		hash = hash_combine(hash_combine(murmurhash32((uint32) MyDatabaseId), murmurhash32((uint32) workspace_id)),
-									murmurhash32((uint32) key_id));
+	uint32		hash = hash_combine(murmurhash32((uint32) MyDatabaseId), murmurhash32((uint32) workspace_id));
 
+	hash = hash_combine(hash, murmurhash32((uint32) key_id));
 	return &table->places[hash % SETS * PLACES];
 }
 
@@ -93,7 +93,7 @@ find(Place *places, int32 workspace_id, int32 key_id)
 	return NULL;
 }
 
-/* Choose a place for a new key: free, else written, and of those the one unused for longest; lock held */
+/* Choose a place for a new key: a free one, else of the written ones that unused for longest; lock held */
 static Place *
 choose(Place *places)
 {
@@ -177,7 +177,10 @@ key_uses_due(KeyUse *uses, int max, TimestampTz now, bool all)
 	{
 		Place	   *places = &table->places[first * PLACES];
 
-		/* Only the one sender of a database changes the fields that it writes here */
+		/*
+		 * Only the one sender of a database changes the fields that it writes
+		 * here
+		 */
 		LWLockAcquire(&table->lock, LW_EXCLUSIVE);
 		for (int i = 0; i < SETS_AT_ONCE * PLACES && n < max; i++)
 		{

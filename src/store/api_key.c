@@ -204,13 +204,13 @@ refresh_cache(void)
 	cache_stale = false;
 }
 
-/* Read a key that is not revoked; false when there is none */
+/* Read a key that is neither revoked nor over; false when there is none */
 static bool
-load(const uint8 hash[HASH_LENGTH], CachedKey *loaded)
+load(const uint8 hash[HASH_LENGTH], TimestampTz now, CachedKey *loaded)
 {
 	static SPIPlanPtr plan = NULL;
-	Oid			types[] = {BYTEAOID};
-	Datum		values[1] = {hash_datum(hash)};
+	Oid			types[] = {BYTEAOID, TIMESTAMPTZOID};
+	Datum		values[2] = {hash_datum(hash), TimestampTzGetDatum(now)};
 	Datum		columns[5];
 	bool		nulls[5];
 	char	   *name;
@@ -218,7 +218,7 @@ load(const uint8 hash[HASH_LENGTH], CachedKey *loaded)
 	plan_keep(&plan,
 			  "SELECT k.workspace_id, k.key_id, k.admin, k.expires_at, w.name"
 			  " FROM otp.api_keys k JOIN otp.workspaces w ON w.workspace_id = k.workspace_id"
-			  " WHERE k.hash = $1 AND k.revoked_at IS NULL",
+			  " WHERE k.hash = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > $2)",
 			  lengthof(types), types);
 	plan_run_latest(plan, values, NULL, 1);
 	if (SPI_processed == 0)
@@ -246,15 +246,19 @@ api_key_use(const uint8 hash[HASH_LENGTH], TimestampTz now, ApiKey *key)
 
 	refresh_cache();
 	cached = hash_search(cache, hash, HASH_FIND, NULL);
+	if (cached != NULL && cached->expires_at != 0 && cached->expires_at <= now)
+	{
+		/* Looked for like any other that is none */
+		(void) hash_search(cache, hash, HASH_REMOVE, NULL);
+		cached = NULL;
+	}
 	if (cached == NULL)
 	{
-		if (!load(hash, &loaded))
+		if (!load(hash, now, &loaded))
 			return false;
 		cached = hash_search(cache, hash, HASH_ENTER, NULL);
 		*cached = loaded;
 	}
-	if (cached->expires_at != 0 && cached->expires_at <= now)
-		return false;
 
 	*key = cached->key;
 	if (cached->noted_at <= now - NOTE_EVERY || cached->noted_at > now)

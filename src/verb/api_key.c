@@ -122,7 +122,8 @@ otp_create_api_key(PG_FUNCTION_ARGS)
 	{
 		row.expires_at = PG_GETARG_TIMESTAMPTZ(2);
 		if (row.expires_at <= GetCurrentTimestamp() || TIMESTAMP_NOT_FINITE(row.expires_at))
-			error_invalid_argument("argument \"expires_at\" is not a moment in the future", "NULL is a key that does not expire.");
+			error_invalid_argument("argument \"expires_at\" is not a moment in the future",
+								   "NULL is a key that does not expire.");
 	}
 
 	verb_begin(&scope, "create_api_key", VERB_WRITES);
@@ -164,7 +165,8 @@ otp_rotate_api_key(PG_FUNCTION_ARGS)
 	now = GetCurrentTimestamp();
 	until = now + DEFAULT_OVERLAP;
 	if (!PG_ARGISNULL(1))
-		until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, TimestampTzGetDatum(now), PG_GETARG_DATUM(1)));
+		until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, TimestampTzGetDatum(now),
+														PG_GETARG_DATUM(1)));
 	if (until < now || until - now > MAX_OVERLAP)
 		error_invalid_argument("argument \"overlap\" is out of range", "It is 0 to 30 days.");
 
@@ -173,7 +175,8 @@ otp_rotate_api_key(PG_FUNCTION_ARGS)
 	else if (old.expires_at != 0 && old.expires_at <= now)
 		hint = "It has expired: make a new one with otp.create_api_key.";
 	else if (old.replaced_by != 0)
-		hint = psprintf("It was replaced already: rotate key %d, or make a new one with otp.create_api_key.", old.replaced_by);
+		hint = psprintf("It was replaced already: rotate key %d, or make a new one with otp.create_api_key.",
+						old.replaced_by);
 	if (hint != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -252,7 +255,8 @@ otp_authenticate_api_key(PG_FUNCTION_ARGS)
 	bool		nulls[3] = {false, false, false};
 
 	verb_begin(&scope, "authenticate_api_key", VERB_READS);
-	api_key_authenticate(given == NULL ? NULL : VARDATA_ANY(given), given == NULL ? 0 : VARSIZE_ANY_EXHDR(given), &key);
+	api_key_authenticate(given == NULL ? NULL : VARDATA_ANY(given),
+						 given == NULL ? 0 : VARSIZE_ANY_EXHDR(given), &key);
 	verb_end(&scope);
 	values[0] = CStringGetTextDatum(key.workspace);
 	values[1] = Int32GetDatum(key.key_id);

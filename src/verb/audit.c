@@ -71,13 +71,18 @@ typedef struct Change
 	HeapTuple	after;
 } Change;
 
+/*
+ * A table, and the actions that its changes are: created and deleted, and
+ * changed, for which NULL is a deletion and a creation. Where action is
+ * there, it names those that are NULL; it gives NULL for what is not told.
+ */
 typedef struct Table
 {
 	const char *name;
-	const char *created;		/* the action; NULL: action() tells */
-	const char *changed;		/* the same; NULL: as if deleted and created */
+	const char *created;
+	const char *changed;
 	const char *deleted;
-	const char *(*action) (const Change *change, Topic topic);	/* in place of the others; NULL: it is not told */
+	const char *(*action) (const Change *change, Topic topic);
 	char	   *(*object) (const Change *change, HeapTuple row);
 	const char *workspace;		/* column of the workspace's id */
 	const Column *columns;
@@ -100,14 +105,15 @@ is_null(const Change *change, HeapTuple row, const char *column)
 	return isnull;
 }
 
-/* Leave only the ends of a phone */
+/* Leave only the ends of a phone; nothing of what is none */
 static char *
 mask_phone(const char *phone)
 {
 	char	   *masked = pstrdup(phone);
 	int			length = strlen(phone);
-	int			first = length < 8 ? 0 : 3;
-	int			last = length < 8 ? 0 : 2;
+	bool		plain = length >= 8 && strspn(phone, "+0123456789") == length;
+	int			first = plain ? 3 : 0;
+	int			last = plain ? 2 : 0;
 
 	memset(masked + first, '*', length - first - last);
 	return masked;
@@ -382,31 +388,35 @@ account_action(const Change *change, Topic topic)
 	return "configure_provider";
 }
 
-/* Give the name, id or role of a thing */
+/* Give the name of a thing */
 static char *
 name_of(const Change *change, HeapTuple row)
 {
 	return text_of(change, row, "name");
 }
 
+/* Give the id of an API key */
 static char *
 key_id_of(const Change *change, HeapTuple row)
 {
 	return text_of(change, row, "key_id");
 }
 
+/* Give the id of an endpoint */
 static char *
 endpoint_id_of(const Change *change, HeapTuple row)
 {
 	return text_of(change, row, "endpoint_id");
 }
 
+/* Give the prefix of a limit */
 static char *
 prefix_of(const Change *change, HeapTuple row)
 {
 	return text_of(change, row, "prefix");
 }
 
+/* Give the id of a row of the ledger */
 static char *
 entry_id_of(const Change *change, HeapTuple row)
 {
@@ -422,6 +432,7 @@ role_name(Oid role)
 	return name != NULL ? name : psprintf("%u", role);
 }
 
+/* Give the role of a grant */
 static char *
 role_of(const Change *change, HeapTuple row)
 {
@@ -430,18 +441,21 @@ role_of(const Change *change, HeapTuple row)
 	return role_name(DatumGetObjectId(SPI_getbinval(row, change->desc, SPI_fnumber(change->desc, "role"), &isnull)));
 }
 
+/* Give what may be told of a phone */
 static char *
 phone_of(const Change *change, HeapTuple row)
 {
 	return mask_phone(text_of(change, row, "phone"));
 }
 
+/* Give name and language of a template */
 static char *
 template_of(const Change *change, HeapTuple row)
 {
 	return psprintf("%s/%s", text_of(change, row, "name"), text_of(change, row, "language"));
 }
 
+/* Give the key of a text */
 static char *
 sms_text_of(const Change *change, HeapTuple row)
 {
@@ -452,17 +466,26 @@ sms_text_of(const Change *change, HeapTuple row)
 }
 
 static const Table tables[] = {
-	{"workspaces", "create_workspace", NULL, "delete_workspace", workspace_action, name_of, "workspace_id", workspace_columns},
-	{"workspace_grants", "grant_workspace", NULL, "revoke_workspace", NULL, role_of, "workspace_id", grant_columns},
-	{"api_keys", NULL, NULL, "delete_api_key", api_key_action, key_id_of, "workspace_id", api_key_columns},
-	{"provider_accounts", NULL, NULL, "delete_provider", account_action, name_of, "exclusive_to", account_columns},
-	{"webhook_endpoints", "create_webhook_endpoint", NULL, "delete_webhook_endpoint", endpoint_action, endpoint_id_of,
-	"workspace_id", endpoint_columns},
-	{"test_numbers", "set_test_number", "set_test_number", "remove_test_number", NULL, phone_of, "workspace_id", test_number_columns},
-	{"key_limits", "set_key_limit", "set_key_limit", "remove_key_limit", NULL, prefix_of, "workspace_id", key_limit_columns},
-	{"sms_texts", "set_sms_text", "set_sms_text", "remove_sms_text", NULL, sms_text_of, "workspace_id", sms_text_columns},
-	{"templates", "create_template", "change_template", "delete_template", NULL, template_of, "workspace_id", template_columns},
-	{"credit_ledger", "add_credits", "add_credits", "add_credits", NULL, entry_id_of, "workspace_id", ledger_columns},
+	{"workspaces", "create_workspace", NULL, "delete_workspace",
+	workspace_action, name_of, "workspace_id", workspace_columns},
+	{"workspace_grants", "grant_workspace", NULL, "revoke_workspace",
+	NULL, role_of, "workspace_id", grant_columns},
+	{"api_keys", NULL, NULL, "delete_api_key",
+	api_key_action, key_id_of, "workspace_id", api_key_columns},
+	{"provider_accounts", NULL, NULL, "delete_provider",
+	account_action, name_of, "exclusive_to", account_columns},
+	{"webhook_endpoints", "create_webhook_endpoint", NULL, "delete_webhook_endpoint",
+	endpoint_action, endpoint_id_of, "workspace_id", endpoint_columns},
+	{"test_numbers", "set_test_number", "set_test_number", "remove_test_number",
+	NULL, phone_of, "workspace_id", test_number_columns},
+	{"key_limits", "set_key_limit", "set_key_limit", "remove_key_limit",
+	NULL, prefix_of, "workspace_id", key_limit_columns},
+	{"sms_texts", "set_sms_text", "set_sms_text", "remove_sms_text",
+	NULL, sms_text_of, "workspace_id", sms_text_columns},
+	{"templates", "create_template", "change_template", "delete_template",
+	NULL, template_of, "workspace_id", template_columns},
+	{"credit_ledger", "add_credits", "add_credits", "add_credits",
+	NULL, entry_id_of, "workspace_id", ledger_columns},
 };
 
 /* ---- what has changed ---- */
@@ -483,7 +506,7 @@ append_text(StringInfo json, char *value, Treatment treatment)
 {
 	if (treatment == ORIGIN)
 		value = origin_of(value);
-	else if (treatment == MASKED && value[0] == '+')
+	else if (treatment == MASKED && (value[0] == '+' || (strlen(value) >= 8 && value[strspn(value, "0123456789")] == '\0')))
 		value = mask_phone(value);
 	escape_json(json, value);
 }
@@ -709,7 +732,10 @@ otp_audit_change(PG_FUNCTION_ARGS)
 		if (strcmp(name, tables[i].name) == 0)
 			table = &tables[i];
 
-	/* Whoever got EXECUTE in some way would write entries with a table of his own */
+	/*
+	 * Whoever got EXECUTE in some way would write entries with a table of his
+	 * own
+	 */
 	if (schema == NULL || strcmp(schema, "otp") != 0 || table == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
