@@ -148,6 +148,7 @@ CREATE TABLE otp.api_keys (
 	PRIMARY KEY (workspace_id, key_id)
 );
 CREATE UNIQUE INDEX api_keys_hash ON otp.api_keys (hash);
+CREATE UNIQUE INDEX api_keys_key_id ON otp.api_keys (key_id);
 
 -- When each key was last used, written by the sender now and then.
 CREATE TABLE otp.api_key_uses (
@@ -635,6 +636,54 @@ Errors: 22023, 42501, 42704 for an unknown workspace or account, 55006 for an ac
 
 /* -------------------------------------------------------------- API keys */
 
+CREATE FUNCTION otp.create_api_key(
+	workspace text, name text, expires_at timestamptz = NULL, admin bool = false,
+	OUT key_id int, OUT api_key text)
+AS 'MODULE_PATHNAME', 'otp_create_api_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.create_api_key IS
+'Make a key of the HTTP API for a workspace. For the extension''s owner.
+name: who or what it is for, 1 to 100 characters. expires_at: NULL is never. admin: it may also do what configures the workspace.
+Result: key_id, and the key, oat_ and 32 characters: it is shown this once, and kept as a hash.
+Errors: 22023, 42501, 42704 for an unknown workspace.';
+
+CREATE FUNCTION otp.rotate_api_key(key_id int, overlap interval = '24 hours', OUT key_id int, OUT api_key text)
+AS 'MODULE_PATHNAME', 'otp_rotate_api_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.rotate_api_key IS
+'Make a key in the place of another one, with its workspace, name, rights and expiry. The old one goes on for overlap, 0 to 30 days, but not longer than it would have. For the extension''s owner.
+Result: key_id of the new key, and the key: it is shown this once.
+Errors: 22023, 42501, 42704 for an unknown key, 55000 for one that is revoked, has expired or was replaced already.';
+
+CREATE FUNCTION otp.revoke_api_key(key_id int) RETURNS void
+AS 'MODULE_PATHNAME', 'otp_revoke_api_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.revoke_api_key IS
+'Let a key never be valid again, from the commit on. For the extension''s owner. Errors: 22023, 42501, 42704 for an unknown key.';
+
+CREATE FUNCTION otp.authenticate_api_key(api_key text, OUT workspace text, OUT key_id int, OUT admin bool)
+AS 'MODULE_PATHNAME', 'otp_authenticate_api_key' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.authenticate_api_key IS
+'Tell whose key it is, and note its use. For whoever is granted EXECUTE, and USAGE on the schema otp; no workspace is needed. Writes nothing: works in a read-only transaction and on a standby. A key of a suspended workspace is valid: codes can still be verified.
+Errors: OT401 invalid_api_key for anything that is not a valid key: missing, malformed, unknown, expired or revoked.';
+
+CREATE FUNCTION otp.recent_key_uses(OUT workspace_id int, OUT key_id int, OUT last_used_at timestamptz)
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'otp_recent_key_uses' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+COMMENT ON FUNCTION otp.recent_key_uses IS
+'When keys of the caller''s workspaces were last used, as far as this server remembers: otp.api_key_uses is up to a minute behind.';
+
+CREATE VIEW otp.api_key_list WITH (security_barrier) AS
+SELECT w.name AS workspace, k.key_id, k.name, k.prefix, k.admin, k.created_at, k.created_by, k.expires_at, k.revoked_at,
+	GREATEST(u.last_used_at, r.last_used_at) AS last_used_at, k.replaces,
+	CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked'
+		 WHEN k.expires_at <= pg_catalog.clock_timestamp() THEN 'expired'
+		 WHEN EXISTS (SELECT FROM otp.api_keys n WHERE n.replaces = k.key_id) THEN 'replaced'
+		 ELSE 'active' END AS status
+FROM otp.api_keys k
+JOIN otp.workspaces w USING (workspace_id)
+LEFT JOIN otp.api_key_uses u USING (workspace_id, key_id)
+LEFT JOIN otp.recent_key_uses() r USING (workspace_id, key_id)
+WHERE k.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
+COMMENT ON VIEW otp.api_key_list IS
+'The API keys: everything but the keys, of which the prefix shows. status: active; replaced, which is valid until expires_at beside the key that replaces it; expired; revoked. last_used_at is right to a second; a crash of the server may forget the last minute.';
+
 /* --------------------------------------------------------------- credits */
 
 /* ---------------------------------------------------------------- limits */
@@ -715,6 +764,26 @@ COMMENT ON VIEW otp.guard_decisions IS
 'What the guard against pumping has refused (blocked) or would have (recorded): per hour, workspace, country and reason (hour, day) the number of sends (count), the first (since) and the last (at), and then the unverified codes and their threshold. Kept for otp.retention.';
 
 /* ----------------------------------------------------------------- audit */
+
+CREATE FUNCTION otp.audit_change() RETURNS trigger
+AS 'MODULE_PATHNAME', 'otp_audit_change' LANGUAGE C;
+COMMENT ON FUNCTION otp.audit_change IS 'Write down in otp.audit_entries who changes the configuration.';
+CREATE FUNCTION otp.refuse_change() RETURNS trigger
+AS 'MODULE_PATHNAME', 'otp_refuse_change' LANGUAGE C;
+COMMENT ON FUNCTION otp.refuse_change IS 'Let rows be added to a table, and nothing else be done with them.';
+
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON otp.audit_entries
+	FOR EACH STATEMENT EXECUTE FUNCTION otp.refuse_change();
+ALTER TABLE otp.audit_entries ENABLE ALWAYS TRIGGER refuse_change;
+
+CREATE VIEW otp.audit WITH (security_barrier) AS
+SELECT a.entry_id, a.at, a.role, a.action, w.name AS workspace, a.workspace_id, a.object, a.details
+FROM otp.audit_entries a
+LEFT JOIN otp.workspaces w USING (workspace_id)
+WHERE a.workspace_id = ANY ((SELECT otp.my_workspaces())::int[])
+	OR (SELECT pg_catalog.pg_has_role(e.extowner, 'USAGE') FROM pg_catalog.pg_extension e WHERE e.extname = 'otp');
+COMMENT ON VIEW otp.audit IS
+'Who has changed the configuration, and when: one row per change, of the caller''s workspaces; for the extension''s owner, also what belongs to no workspace or to one that is gone (workspace is NULL). role: who called the function or ran the statement. object: the name or id of what was changed. details: the columns that were changed, {"column": [before, after]}; of secrets and the like only their names, in not_shown; and session_user, where it is another role.';
 
 /* ------------------------------------------------------------- templates */
 
@@ -846,6 +915,21 @@ CREATE TRIGGER replace_seed BEFORE INSERT OR UPDATE ON otp.sms_texts FOR EACH RO
 ALTER TABLE otp.workspaces ENABLE ALWAYS TRIGGER replace_seed;
 ALTER TABLE otp.templates ENABLE ALWAYS TRIGGER replace_seed;
 ALTER TABLE otp.sms_texts ENABLE ALWAYS TRIGGER replace_seed;
+
+-- After the seeds, which nobody has configured. What another server has changed is in its own entries: not ALWAYS.
+DO $$
+DECLARE
+	name text;
+BEGIN
+	FOREACH name IN ARRAY ARRAY['workspaces', 'workspace_grants', 'api_keys', 'provider_accounts', 'webhook_endpoints', 'test_numbers', 'key_limits', 'sms_texts', 'templates'] LOOP
+		EXECUTE pg_catalog.format('CREATE TRIGGER audit_change AFTER INSERT OR UPDATE OR DELETE ON otp.%I
+			FOR EACH ROW EXECUTE FUNCTION otp.audit_change()', name);
+		EXECUTE pg_catalog.format('CREATE TRIGGER audit_truncate AFTER TRUNCATE ON otp.%I
+			FOR EACH STATEMENT EXECUTE FUNCTION otp.audit_change()', name);
+	END LOOP;
+END $$;
+CREATE TRIGGER audit_change AFTER INSERT ON otp.credit_ledger
+	FOR EACH ROW WHEN (NEW.kind IN ('top_up', 'correction')) EXECUTE FUNCTION otp.audit_change();
 
 INSERT INTO otp.provider_errors (provider, code, meaning, action) VALUES
 	('meta', 0, 'AuthException: could not authenticate app user',

@@ -19,6 +19,7 @@
 
 #include "base/guard.h"
 #include "base/guc.h"
+#include "base/key_use.h"
 #include "base/keyring.h"
 #include "base/ledger.h"
 #include "base/limiter.h"
@@ -151,6 +152,7 @@ request_shmem(void)
 	if (previous_shmem_request_hook)
 		previous_shmem_request_hook();
 #endif
+	RequestAddinShmemSpace(key_use_shmem_size());
 	RequestAddinShmemSpace(ledger_shmem_size());
 	RequestAddinShmemSpace(limiter_shmem_size());
 	RequestAddinShmemSpace(guard_shmem_size());
@@ -169,6 +171,7 @@ startup_shmem(void)
 		previous_shmem_startup_hook();
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	key_use_shmem_init();
 	ledger_shmem_init();
 	limiter_shmem_init();
 	guard_shmem_init();

@@ -61,6 +61,13 @@
 #define compat_schema_ownercheck(oid, role) pg_namespace_ownercheck(oid, role)
 #endif
 
+/* Since 17, a backend's virtual transaction id is a struct of its own. */
+#if PG_VERSION_NUM >= 170000
+#define compat_lxid() (MyProc->vxid.lxid)
+#else
+#define compat_lxid() (MyProc->lxid)
+#endif
+
 /* Later minor releases mark a database whose removal was cut short. */
 #ifndef DATCONNLIMIT_INVALID_DB
 #define DATCONNLIMIT_INVALID_DB -2

@@ -19,6 +19,7 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_namespace.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -38,6 +39,21 @@
 static bool looked_up = false;
 static bool callback_registered = false;
 static Oid	extension_owner = InvalidOid;
+
+/*
+ * The callers of the scopes that we are in, outermost first. An error leaves
+ * its scopes here; that their transaction or subtransaction is over shows it.
+ * Deeper ones count as the last that has room.
+ */
+#define CALLERS 16
+
+static struct
+{
+	Oid			role;
+	LocalTransactionId lxid;
+	SubTransactionId subid;
+}			callers[CALLERS];
+static int	ncallers = 0;
 
 /* Forget what was found */
 static void
@@ -93,6 +109,27 @@ owner_id(void)
 	return extension_owner;
 }
 
+/* Forget scopes that an error has left */
+static void
+drop_dead_callers(void)
+{
+	while (ncallers > 0 && (callers[ncallers - 1].lxid != compat_lxid() ||
+							!SubTransactionIsActive(callers[ncallers - 1].subid)))
+		ncallers--;
+}
+
+/* Tell on whose behalf we are working */
+Oid
+owner_caller(void)
+{
+	Oid			user = GetUserId();
+
+	drop_dead_callers();
+
+	/* Somebody else's function may have been called from within a scope */
+	return ncallers > 0 && user == extension_owner ? callers[ncallers - 1].role : user;
+}
+
 /* Become the owner */
 void
 owner_enter(OwnerScope *scope)
@@ -100,6 +137,16 @@ owner_enter(OwnerScope *scope)
 	Oid			owner = owner_id();
 
 	GetUserIdAndSecContext(&scope->userid, &scope->sec_context);
+	drop_dead_callers();
+	scope->depth = ncallers;
+	if (ncallers < CALLERS)
+	{
+		/* Within a scope the user is the owner: the caller stays who it was */
+		callers[ncallers].role = ncallers > 0 && scope->userid == owner ? callers[ncallers - 1].role : scope->userid;
+		callers[ncallers].lxid = compat_lxid();
+		callers[ncallers].subid = GetCurrentSubTransactionId();
+		ncallers++;
+	}
 	scope->guc_level = NewGUCNestLevel();
 	SetUserIdAndSecContext(owner, scope->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
@@ -118,6 +165,7 @@ void
 owner_leave(const OwnerScope *scope)
 {
 	AtEOXact_GUC(true, scope->guc_level);
+	ncallers = scope->depth;
 	SetUserIdAndSecContext(scope->userid, scope->sec_context);
 }
 

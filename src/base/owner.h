@@ -13,6 +13,7 @@ typedef struct OwnerScope
 	Oid			userid;			/* who called */
 	int			sec_context;
 	int			guc_level;
+	int			depth;			/* of the scopes around it */
 } OwnerScope;
 
 /*
@@ -31,6 +32,12 @@ extern Oid	owner_id(void);
  */
 extern void owner_enter(OwnerScope *scope);
 extern void owner_leave(const OwnerScope *scope);
+
+/*
+ * On whose behalf we are working: the role that called the function whose
+ * owner's scope this is, or, outside of all scopes, the current user.
+ */
+extern Oid	owner_caller(void);
 
 /* Raise 42501 unless the caller has the privileges of the extension's owner. */
 extern void owner_require(const char *function);

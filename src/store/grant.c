@@ -31,6 +31,8 @@ static const char *const privileges[] = {
 	"SELECT ON otp.usage",
 	"SELECT ON otp.guard_decisions",
 	"EXECUTE ON FUNCTION otp.guard_status(text), otp.guard_unwritten()",
+	"SELECT ON otp.api_key_list, otp.audit",
+	"EXECUTE ON FUNCTION otp.recent_key_uses()",
 	"EXECUTE ON FUNCTION otp.stats_rest(), otp.usage_rest(), otp.histogram_sum(int[]), otp.histogram_percentile(int[], float8)",
 };
 

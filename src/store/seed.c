@@ -36,6 +36,8 @@ static const struct
 	{"workspace_id", "template", "language", "country_prefix"}},
 };
 
+bool		seed_deleting = false;
+
 /* Delete the seed of a row */
 void
 seed_delete(Relation rel, HeapTuple row)
@@ -57,8 +59,17 @@ seed_delete(Relation rel, HeapTuple row)
 			nulls[n] = value == NULL ? 'n' : ' ';
 			values[n] = value == NULL ? (Datum) 0 : CStringGetTextDatum(value);
 		}
-		if (SPI_execute_with_args(seeds[i].sql, n, types, values, nulls, false, 0) != SPI_OK_DELETE)
-			elog(ERROR, "could not delete a seed");
+		PG_TRY();
+		{
+			seed_deleting = true;
+			if (SPI_execute_with_args(seeds[i].sql, n, types, values, nulls, false, 0) != SPI_OK_DELETE)
+				elog(ERROR, "could not delete a seed");
+		}
+		PG_FINALLY();
+		{
+			seed_deleting = false;
+		}
+		PG_END_TRY();
 		return;
 	}
 }

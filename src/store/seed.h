@@ -18,4 +18,7 @@
  */
 extern void seed_delete(Relation rel, HeapTuple row);
 
+/* Is seed_delete what deletes the row that a trigger is called for? */
+extern bool seed_deleting;
+
 #endif							/* OTP_SEED_H */

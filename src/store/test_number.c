@@ -65,6 +65,7 @@ void
 test_number_set(int32 workspace_id, const char *phone, const char *code,
 				const char *outcome, TimestampTz valid_until, const char *set_by)
 {
+	static SPIPlanPtr change_plan = NULL;
 	static SPIPlanPtr set_plan = NULL;
 	static SPIPlanPtr remove_plan = NULL;
 	Oid			types[] = {INT4OID, TEXTOID, BYTEAOID, INT4OID, TEXTOID, TIMESTAMPTZOID, TEXTOID};
@@ -75,21 +76,33 @@ test_number_set(int32 workspace_id, const char *phone, const char *code,
 	values[1] = CStringGetTextDatum(phone);
 	/* One row per phone without a unique index, whose violation would show it */
 	verification_lock_phone(workspace_id, phone);
-	plan_keep(&remove_plan,
-			  "DELETE FROM otp.test_numbers WHERE workspace_id = $1 AND phone = $2", 2, types);
-	plan_run_latest(remove_plan, values, NULL, 0);
 	if (code == NULL)
+	{
+		plan_keep(&remove_plan,
+				  "DELETE FROM otp.test_numbers WHERE workspace_id = $1 AND phone = $2", 2, types);
+		plan_run_latest(remove_plan, values, NULL, 0);
 		return;
+	}
 
-	plan_keep(&set_plan,
-			  "INSERT INTO otp.test_numbers (workspace_id, phone, code, key_id, outcome, valid_until, set_by)"
-			  " VALUES ($1, $2, $3, $4, $5, $6, $7)",
-			  lengthof(types), types);
 	key_id = keyring_current();
 	values[2] = PointerGetDatum(seal(code, strlen(code), seal_purpose(workspace_id, phone), key_id));
 	values[3] = Int32GetDatum(key_id);
 	values[4] = CStringGetTextDatum(outcome);
 	values[5] = TimestampTzGetDatum(valid_until);
 	values[6] = CStringGetTextDatum(set_by);
+
+	/* A change is one, in otp.audit as well */
+	plan_keep(&change_plan,
+			  "UPDATE otp.test_numbers SET code = $3, key_id = $4, outcome = $5, valid_until = $6, set_by = $7,"
+			  " set_at = pg_catalog.clock_timestamp() WHERE workspace_id = $1 AND phone = $2",
+			  lengthof(types), types);
+	plan_run_latest(change_plan, values, NULL, 0);
+	if (SPI_processed > 0)
+		return;
+
+	plan_keep(&set_plan,
+			  "INSERT INTO otp.test_numbers (workspace_id, phone, code, key_id, outcome, valid_until, set_by)"
+			  " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+			  lengthof(types), types);
 	plan_run_latest(set_plan, values, NULL, 0);
 }

@@ -38,6 +38,7 @@
 #include "base/ledger.h"
 #include "base/owner.h"
 #include "worker/job.h"
+#include "store/audit.h"
 #include "worker/sender.h"
 #include "worker/upkeep.h"
 #include "worker/webhook.h"
@@ -96,7 +97,7 @@ static TimestampTz next_jobs;
 
 /* What is kept up beside all that, and when each is to be called next */
 static TimestampTz (*const upkeep[]) (TimestampTz now) = {
-	retention_turn, rollup_turn, sweep_turn, guard_turn
+	retention_turn, rollup_turn, sweep_turn, guard_turn, key_use_turn
 };
 static TimestampTz next_upkeep[lengthof(upkeep)];
 static WaitEventSet *wait_set;
@@ -473,6 +474,7 @@ leave(bool yield)
 
 	webhooks_leave();
 	write_back_at_exit();
+	key_use_leave(GetCurrentTimestamp());
 	report_figures();
 }
 
@@ -494,6 +496,7 @@ otp_sender_main(Datum arg)
 		proc_exit(0);
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	impose_settings();
+	audit_off = true;
 
 	/* Is there anything to do here? */
 	SetCurrentStatementStartTimestamp();
