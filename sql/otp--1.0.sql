@@ -677,7 +677,7 @@ SELECT w.name AS workspace, k.key_id, k.name, k.prefix, k.admin, k.created_at, k
 		 WHEN EXISTS (SELECT FROM otp.api_keys n WHERE n.replaces = k.key_id) THEN 'replaced'
 		 ELSE 'active' END AS status
 FROM otp.api_keys k
-JOIN otp.workspaces w USING (workspace_id)
+JOIN otp.granted_workspaces w USING (workspace_id)
 LEFT JOIN otp.api_key_uses u USING (workspace_id, key_id)
 LEFT JOIN otp.recent_key_uses() r USING (workspace_id, key_id)
 WHERE k.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
@@ -779,7 +779,7 @@ ALTER TABLE otp.audit_entries ENABLE ALWAYS TRIGGER refuse_change;
 CREATE VIEW otp.audit WITH (security_barrier) AS
 SELECT a.entry_id, a.at, a.role, a.action, w.name AS workspace, a.workspace_id, a.object, a.details
 FROM otp.audit_entries a
-LEFT JOIN otp.workspaces w USING (workspace_id)
+LEFT JOIN otp.granted_workspaces w USING (workspace_id)
 WHERE a.workspace_id = ANY ((SELECT otp.my_workspaces())::int[])
 	OR (SELECT pg_catalog.pg_has_role(e.extowner, 'USAGE') FROM pg_catalog.pg_extension e WHERE e.extname = 'otp');
 COMMENT ON VIEW otp.audit IS

@@ -24,6 +24,7 @@ extern TimestampTz rollup_turn(TimestampTz now);
 
 /* Write what the guard against pumping has decided into otp.guard_log (guard.c). */
 extern TimestampTz guard_turn(TimestampTz now);
+
 /* Write down when API keys were last used; and all that is left (key_use.c). */
 extern TimestampTz key_use_turn(TimestampTz now);
 extern void key_use_leave(TimestampTz now);
