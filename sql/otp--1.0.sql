@@ -693,9 +693,9 @@ CREATE FUNCTION otp.rate_limit_status(
 	OUT name text, OUT prefix text, OUT max int, OUT used int, OUT remaining int, OUT resets_at timestamptz, OUT retry_after int)
 RETURNS SETOF record AS 'MODULE_PATHNAME', 'otp_rate_limit_status' LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 5;
 COMMENT ON FUNCTION otp.rate_limit_status IS
-'Tell what is left of the limits of a workspace, without taking any of it: of sends_per_second, of the limits per phone when phone is given, and of those of limit_keys. For roles that the workspace is granted to.
+'Tell what is left of the limits of a workspace, without taking any of it: of sends_per_second, of the limits per phone when phone is given, of sending and of wrong guesses, and of those of limit_keys. For roles that the workspace is granted to.
 phone, limit_keys: as for otp_send. workspace: NULL is otp.workspace, else the only one granted.
-Result: one row for each limit that is set. name; prefix of a limit key; max; used; remaining; resets_at (when nothing of it is used any more; NULL: nothing is); retry_after (seconds until there is room again, 0: there is).
+Result: one row for each limit that is set. name; prefix of a limit key; max; used; remaining; resets_at (when nothing of it is used any more; NULL: nothing is, or of failures_in_row not by time alone); retry_after (seconds until there is room again, 0: there is, NULL: waiting does not help).
 Errors: OT400 invalid_phone, OT500 key_unavailable, 22023, 42501.';
 
 CREATE FUNCTION otp.unlock_phone(phone text, workspace text = NULL) RETURNS bool

@@ -42,7 +42,7 @@ static const struct
 {
 	const char *name;
 	int			buckets;		/* workspaces at the same moment; a full
-								 * bucket makes room */
+								 * bucket makes room, or the fullest */
 }			kinds[LIMITER_KINDS] = {
 	[LIMITER_SENDS] = {"otp limiter buckets", 4096},
 	[LIMITER_JOBS] = {"otp limiter job buckets", 1024}
@@ -108,19 +108,42 @@ filled(const Bucket *bucket, int per_second, int size, TimestampTz now)
 	return tokens;
 }
 
-/* Drop buckets that time has refilled: a new one says the same */
+/*
+ * Make room for a bucket
+ *
+ * One that time has refilled says no more than a new one. When there is none,
+ * the one that will be full first goes: its workspace gets a little too much,
+ * while a bucket that takes hours to fill would else keep another workspace
+ * from sending at all.
+ */
 static void
-drop_full_buckets(LimiterKind kind, TimestampTz now)
+make_room(LimiterKind kind, TimestampTz now)
 {
 	HASH_SEQ_STATUS status;
 	Bucket	   *bucket;
+	Bucket	   *first = NULL;
+	double		least = 0;
+	bool		dropped = false;
 
 	hash_seq_init(&status, limiter_hashes[kind]);
 	while ((bucket = hash_seq_search(&status)) != NULL)
 	{
-		if (filled(bucket, bucket->per_second, bucket->size, now) >= bucket->size)
+		double		tokens = filled(bucket, bucket->per_second, bucket->size, now);
+		double		seconds = (bucket->size - tokens) / bucket->per_second;
+
+		if (seconds <= 0)
+		{
 			(void) hash_search(limiter_hashes[kind], &bucket->key, HASH_REMOVE, NULL);
+			dropped = true;
+		}
+		else if (first == NULL || seconds < least)
+		{
+			first = bucket;
+			least = seconds;
+		}
 	}
+	if (!dropped && first != NULL)
+		(void) hash_search(limiter_hashes[kind], &first->key, HASH_REMOVE, NULL);
 }
 
 /* Take one from a bucket that refills so fast, and holds so many */
@@ -148,7 +171,7 @@ take(LimiterKind kind, int32 workspace_id, int per_second, int size)
 	bucket = hash_search(hash, &key, HASH_ENTER_NULL, &found);
 	if (bucket == NULL)
 	{
-		drop_full_buckets(kind, now);
+		make_room(kind, now);
 		bucket = hash_search(hash, &key, HASH_ENTER_NULL, &found);
 	}
 	if (bucket != NULL)

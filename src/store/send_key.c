@@ -11,6 +11,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "port/pg_bswap.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -29,9 +30,10 @@
 void
 send_key_hash(int32 workspace_id, SendKeyKind kind, const char *key, uint8 hash[HASH_LENGTH])
 {
+	uint32		workspace = pg_hton32((uint32) workspace_id);
 	uint8		kind_byte = (uint8) kind;
 	HashPart	parts[] = {
-		{&workspace_id, sizeof(workspace_id)},
+		{&workspace, sizeof(workspace)},
 		{&kind_byte, sizeof(kind_byte)},
 		{key, strlen(key)}
 	};

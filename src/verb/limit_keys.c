@@ -70,13 +70,14 @@ limit_keys_parse(ArrayType *array)
 
 	if (ARR_NDIM(array) > 1)
 		error_invalid_argument("argument \"limit_keys\" has more than one dimension", hint);
-	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &n);
+	n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	if (n == 0)
 		return NULL;
 	if (n > MAX_KEYS)
 		error_invalid_argument("argument \"limit_keys\" has too many keys",
 							   psprintf("It may have up to %d.", MAX_KEYS));
 
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls, &n);
 	keys = palloc0(sizeof(LimitKeys));
 	keys->given = PointerGetDatum(array);
 	for (int i = 0; i < n; i++)
@@ -127,7 +128,8 @@ find_limit(const Workspace *w, Key *key)
 
 	/* A typing error must not be a key without a limit */
 	error_invalid_argument(psprintf("there is no limit for keys with the prefix \"%s\"", key->prefix),
-						   psprintf("INSERT INTO otp.key_limits (workspace_id, prefix, sends_per_hour, sends_per_day) VALUES (%d, '%s', 20, 100);",
+						   psprintf("Let the owner of the extension run INSERT INTO otp.key_limits"
+									" (workspace_id, prefix, sends_per_hour, sends_per_day) VALUES (%d, '%s', 20, 100).",
 									w->workspace_id, key->prefix));
 }
 

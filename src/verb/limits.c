@@ -15,6 +15,7 @@
 #include "utils/timestamp.h"
 
 #include "base/limiter.h"
+#include "store/failures.h"
 #include "verb/send.h"
 
 /* Give the seconds until a time, at least 1 */
@@ -154,6 +155,36 @@ tell_window(const PhoneSend *sends, int n, TimestampTz now, int64 window, int ma
 	tell(arg, &use);
 }
 
+/* Tell of a phone's wrong guesses */
+static void
+tell_failures(const Workspace *w, const char *phone, void (*tell) (void *arg, const LimitUse *use), void *arg)
+{
+	PhoneFailures f;
+
+	if (w->failures_per_phone_day == 0 && w->max_failures_in_row == 0)
+		return;
+	phone_failures_now(w, phone, &f);
+	if (w->failures_per_phone_day > 0)
+	{
+		LimitUse	use = {"failures_per_phone_day", NULL, w->failures_per_phone_day, f.failures};
+
+		/* All of them leave together, a day after the first */
+		if (f.failures > 0)
+			use.resets_at = f.since + LIMITS_DAY;
+		if (f.failures >= w->failures_per_phone_day)
+			use.free_at = use.resets_at;
+		tell(arg, &use);
+	}
+	if (w->max_failures_in_row > 0)
+	{
+		LimitUse	use = {"failures_in_row", NULL, w->max_failures_in_row, f.in_row};
+
+		/* A right guess ends the row; until then it makes the next one wait */
+		use.free_at = f.free_at;
+		tell(arg, &use);
+	}
+}
+
 /* Tell of the limits */
 void
 limits_tell(const Workspace *w, const char *phone, TimestampTz now,
@@ -204,4 +235,6 @@ limits_tell(const Workspace *w, const char *phone, TimestampTz now,
 			tell(arg, &use);
 		}
 	}
+	if (phone != NULL)
+		tell_failures(w, phone, tell, arg);
 }

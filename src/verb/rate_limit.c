@@ -14,7 +14,6 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
-#include "base/phone.h"
 #include "verb/send.h"
 #include "verb/verb.h"
 
@@ -40,10 +39,11 @@ tell(void *arg, const LimitUse *use)
 	values[1] = use->prefix != NULL ? CStringGetTextDatum(use->prefix) : (Datum) 0;
 	values[2] = Int32GetDatum(use->max);
 	values[3] = Int32GetDatum(use->used);
-	values[4] = Int32GetDatum(use->free_at != 0 ? 0 : Max(use->max - use->used, 0));
+	values[4] = Int32GetDatum(Max(use->max - use->used, 0));
 	nulls[5] = use->resets_at == 0;
 	values[5] = TimestampTzGetDatum(use->resets_at);
-	values[6] = Int32GetDatum(use->free_at > t->now ? limits_seconds_until(use->free_at, t->now) : 0);
+	nulls[6] = use->free_at == PG_INT64_MAX;
+	values[6] = Int32GetDatum(use->free_at > t->now && !nulls[6] ? limits_seconds_until(use->free_at, t->now) : 0);
 	tuplestore_putvalues(t->rsinfo->setResult, t->rsinfo->setDesc, values, nulls);
 }
 
@@ -59,15 +59,7 @@ otp_rate_limit_status(PG_FUNCTION_ARGS)
 	LimitKeys  *keys = NULL;
 
 	if (!PG_ARGISNULL(0))
-	{
-		text	   *given = PG_GETARG_TEXT_PP(0);
-		const char *defect = phone_defect(VARDATA_ANY(given), VARSIZE_ANY_EXHDR(given));
-
-		if (defect != NULL)
-			error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
-						psprintf("It %s.", defect), -1, NULL);
-		phone = text_to_cstring(given);
-	}
+		phone = verb_phone(fcinfo, 0);
 	if (!PG_ARGISNULL(1))
 		keys = limit_keys_parse(PG_GETARG_ARRAYTYPE_P(1));
 	workspace = verb_text(fcinfo, 2, "workspace", NAMEDATALEN);

@@ -404,10 +404,11 @@ otp_send(PG_FUNCTION_ARGS)
 	verb_begin(&scope, "otp_send()", VERB_WRITES);
 	r.w = workspace_acting(scope.caller, workspace);
 	workspace_require_active(r.w);
-	settle_arguments(fcinfo, &r);
 
+	/* Who asks again gets the answer, even if it could not be sent by now */
 	if (r.idempotency_key == NULL || !idempotency_find(&r))
 	{
+		settle_arguments(fcinfo, &r);
 		if (r.w->has_test_numbers)
 			is_test = test_number_find(r.w->workspace_id, v->phone, v->created_at, &test);
 		if (is_test)

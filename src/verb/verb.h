@@ -98,7 +98,8 @@ typedef struct LimitUse
 	int			max;
 	int			used;
 	TimestampTz resets_at;		/* when nothing of it is used any more; 0: now */
-	TimestampTz free_at;		/* when there is room for one more; 0: now */
+	TimestampTz free_at;		/* when there is room for one more; 0: now,
+								 * PG_INT64_MAX: waiting does not help */
 } LimitUse;
 
 /*

@@ -48,6 +48,15 @@ ROLLBACK TO s;
 SELECT otp_id <> :'deeper' AS another FROM otp_send('+15555010006', idempotency_key => 'f');
 ROLLBACK;
 SELECT otp_id <> :'rolled' AS another FROM otp_send('+15555010005', idempotency_key => 'e');
+-- A policy from after the first one does not take its answer away; a suspended workspace gives none
+BEGIN;
+UPDATE otp.workspaces SET require_context = true, min_code_length = 8, max_expires_in = 60, whatsapp_enabled = false;
+UPDATE otp.templates SET status = 'rejected' WHERE language = 'en_US';
+SELECT otp_id = :'id' AS same FROM otp_send('+15555010001', idempotency_key => 'a', limit_keys => '{ip:1}', metadata => '{"a": 2, "b": 1}');
+SELECT left(t.error('SELECT otp_send(''+15555010001'', idempotency_key => ''new'')'), 5);
+UPDATE otp.workspaces SET suspended_at = now();
+SELECT left(t.error('SELECT otp_send(''+15555010001'', idempotency_key => ''a'', limit_keys => ''{ip:1}'', metadata => ''{"a": 2, "b": 1}'')'), 5);
+ROLLBACK;
 -- Under an old snapshot
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT count(*) > 0 FROM otp.verifications;

@@ -18,8 +18,8 @@ SELECT t.error('SELECT otp_send(''+15555000000'', limit_keys => ARRAY[$1])', 'ip
 SELECT t.error('SELECT otp_send(''+15555000000'', limit_keys => ARRAY[$1])', repeat('i', 33) || ':x');
 -- A prefix without a limit: the hint is a statement that works
 SELECT t.send(1, 'ip:203.0.113.7');
-SELECT substring(t.send(1, 'ip:203.0.113.7') FROM 'INSERT.*') AS hint \gset
-:hint
+SELECT substring(t.send(1, 'ip:203.0.113.7') FROM 'INSERT.*\)') AS hint \gset
+:hint;
 SELECT t.send(1, 'ip:203.0.113.7');
 SELECT t.send(2, 'ip:203.0.113.7', 'device:a');
 DELETE FROM otp.key_limits;
@@ -61,7 +61,7 @@ DECLARE
 BEGIN
 	FOR row IN DELETE FROM otp.send_keys WHERE hash = (SELECT hash FROM otp.send_keys GROUP BY hash HAVING count(*) = array_length(ages, 1) LIMIT 1) RETURNING * LOOP
 		i := i + 1;
-		at := (extract(epoch FROM clock_timestamp() - ages[i]) * 1000)::int8;
+		at := floor(extract(epoch FROM clock_timestamp() - ages[i]) * 1000)::int8;	-- as an id does
 		row.verification_id := (lpad(to_hex(at), 12, '0') || lpad(to_hex((at / 86400000 % 32 * 8)::int), 2, '0') || lpad(i::text, 18, '0'))::uuid;
 		row.slot := at / 86400000 % 32;
 		INSERT INTO otp.send_keys SELECT row.*;

@@ -3,8 +3,8 @@
 # This protects: of 64 sessions that send for one address at once, exactly as
 # many get through as the limit says, in every isolation level, however many
 # roll back; a restart or a crash makes no room; a request repeated by 64
-# sessions makes one code; a burst lets in what it holds and no more; no key is
-# found in any file of the server.
+# sessions makes one code; both go on in a restored copy; a burst lets in what it
+# holds and no more; no key is found in any file of the server.
 use strict;
 use warnings;
 
@@ -112,6 +112,18 @@ pgbench("INSERT INTO asked SELECT otp_id FROM otp_send('+15551610001', idempoten
 is(sent(), 1, 'one request, one code') or diag $node->value('SELECT count(*) FROM asked');
 is($node->value('SELECT count(*) || $$ $$ || count(DISTINCT otp_id) FROM asked'), '256 1', 'and one answer for all');
 
+# What is restored beside it goes on where it was, with the same key file
+$node->run("SELECT try_send('{ip:$ip}') FROM generate_series(1, 60)");
+my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump';
+my @to = ('-h', $node->host, '-p', $node->port);
+command_ok([ 'pg_dump', '-Fc', '-f', $dump, @to, 'postgres' ], 'a dump');
+$node->run('CREATE DATABASE copy');
+command_ok([ 'pg_restore', '-e', '-1', '-d', 'copy', @to, $dump ], 'is restored');
+is($node->value("SELECT try_send('{ip:$ip}') IS NULL", dbname => 'copy'), 't', 'there is no room in it either');
+is($node->value("SELECT try_send('{ip:$ip.1}') IS NULL", dbname => 'copy'), 'f', 'but for others');
+is($node->value("SELECT otp_id = (SELECT DISTINCT otp_id FROM asked) FROM otp_send('+15551610001', idempotency_key => 'request-4711')",
+		dbname => 'copy'), 't', 'and it knows the request');
+
 # A burst holds what it says; then they come one by one
 $node->run('UPDATE otp.workspaces SET sends_per_second = 2, sends_burst = 40');
 start_anew();
@@ -122,6 +134,17 @@ cmp_ok(sent(), '>=', 40, 'a burst is let in');
 cmp_ok(sent(), '<=', 41 + 2 * $seconds, sprintf 'and what two a second make of %.1f s', $seconds);
 is($node->error_of("SELECT otp_send('+15551619998')")->{detail}{limit}, 'sends_per_second', 'no more than that');
 
+# More workspaces than there are buckets, none of which is full again before long: nobody is kept from sending
+$node->run(<<'END');
+INSERT INTO otp.workspaces (name, whatsapp_account, sends_per_second, sends_burst)
+	SELECT 'w' || n, w.whatsapp_account, 1, 1000 FROM otp.workspaces w, generate_series(1, 4200) n WHERE w.name = 'default';
+INSERT INTO otp.templates (workspace_id, name, language)
+	SELECT workspace_id, 'otp_verification', 'en_US' FROM otp.workspaces WHERE name LIKE 'w%';
+END
+is($node->value("SELECT count(s) FROM otp.workspaces w, otp_send('+15551619995', workspace => w.name) s"
+		  . " WHERE w.name LIKE 'w%'"),
+	4200, '4200 workspaces send');
+
 # Nowhere in the clear
 $node->run("INSERT INTO otp.key_limits VALUES (1, 'session', 1); UPDATE otp.workspaces SET sends_per_second = NULL");
 $node->error_of("SELECT otp_send('+15551619997', limit_keys => '{session:$ip-in-the-clear}', "
@@ -130,5 +153,6 @@ $node->error_of("SELECT otp_send('+15551619996', limit_keys => '{nolimit:$ip-in-
 $node->error_of("SELECT otp_send('+15551619996', limit_keys => '{$ip-in-the-clear}')");
 $node->stop;
 my @places = ($node->data_dir, $node->logfile);
-is_deeply([ split /\n/, `grep -rlaE 'in-the-clear|203\\.0\\.113\\.77' @places` ], [], 'no key in any file of the server');
+is_deeply([ split /\n/, `grep -rlaE 'in-the-clear|203\\.0\\.113\\.77' @places` ],
+	[], 'no key in any file of the server');
 done_testing;
