@@ -51,7 +51,8 @@ BEGIN
 		ids[i] := (otp_send($1)).otp_id;
 	END LOOP;
 	PERFORM otp.set_test_number($1, NULL);
-	UPDATE otp.verifications v SET test_outcome = NULL, created_xid = 3 WHERE v.id IN (SELECT otp.parse_id(i) FROM unnest(ids) i);
+	UPDATE otp.verifications v SET test_outcome = NULL, created_xid = 3
+	WHERE v.id IN (SELECT otp.parse_id(i) FROM unnest(ids) i);
 	RETURN ids;
 END $$;
 END
@@ -235,8 +236,8 @@ foreach my $round (1 .. 3)
 		right => "${set}SELECT guess($id, '123456');\n",
 		right_rollback => "${set}BEGIN;\nSELECT guess($id, '123456');\nROLLBACK;\n",
 		right_exception => "${set}SELECT guess_and_fail($id, '123456');\n",
-		right_and_wrong => "${set}BEGIN;\nSAVEPOINT s;\nSELECT guess($id, '123456');\nSELECT guess($id, 'wrong');\nROLLBACK TO s;\n"
-		  . "SELECT guess($id, 'wrong');\nCOMMIT;\n");
+		right_and_wrong => "${set}BEGIN;\nSAVEPOINT s;\nSELECT guess($id, '123456');\nSELECT guess($id, 'wrong');\n"
+		  . "ROLLBACK TO s;\nSELECT guess($id, 'wrong');\nCOMMIT;\n");
 	note "$o->{valid} right, $o->{invalid_code} wrong, $o->{failed} failed";
 	cmp_ok($o->{valid}, '>', 10, 'right ones');
 
@@ -346,8 +347,9 @@ INSERT INTO otp.phone_failures (workspace_id, phone, since, failures, in_row, la
 END
 $node->restart;
 $node->wait_for_sender;
-ok($node->poll_query_until('postgres', "SELECT count(*) = 5 FROM otp.phone_failures WHERE phone LIKE '+1555160900%'"), 'what is of no use goes');
-is($node->value("SELECT string_agg(right(phone, 1) || ':' || in_row || '+' || forgiven, ' ' ORDER BY phone) FROM otp.phone_failures WHERE phone LIKE '+1555160900%'"),
+my $kept = "FROM otp.phone_failures WHERE phone LIKE '+1555160900%'";
+ok($node->poll_query_until('postgres', "SELECT count(*) = 5 $kept"), 'what is of no use goes');
+is($node->value("SELECT string_agg(right(phone, 1) || ':' || in_row || '+' || forgiven, ' ' ORDER BY phone) $kept"),
 	'1:3+0 3:3+0 5:100+0 6:2+103 8:1+100', 'what is in a row stays for a year, and a closed phone for good');
 
 #
@@ -358,7 +360,8 @@ my ($id) = codes($phone);
 $node->run("INSERT INTO otp.phone_failures (workspace_id, phone, since, failures, in_row, last_at)"
 	  . " VALUES (1, '$phone', now() - interval '3 days', 9, 100, now() - interval '3 days')");
 is($node->verify($id, '123456')->{error}, 'rate_limit_exceeded', 'closed since days ago');
-is($node->value("SELECT f.verifications || ' ' || f.failures FROM otp.forget_phone('+551187651601') f"), '1 100', 'and forgotten, by its other form');
+is($node->value("SELECT f.verifications || ' ' || f.failures FROM otp.forget_phone('+551187651601') f"),
+	'1 100', 'and forgotten, by its other form');
 ($id) = codes('+551187651601');
 is($node->verify($id, '123456')->{error}, 'rate_limit_exceeded', 'it is closed still');
 ok( $node->poll_query_until('postgres',
