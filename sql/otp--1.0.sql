@@ -1542,7 +1542,7 @@ CREATE FUNCTION otp.forget_phone(
 	OUT verifications int, OUT canceled int, OUT test_numbers int, OUT failures int)
 AS 'MODULE_PATHNAME', 'otp_forget_phone' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.forget_phone IS
-'Take a phone number out of the tables, in all workspaces that the caller may act for, or in the named one. In its place comes # and a keyed hash, so that the limits of the last day go on counting. Codes that are still good are canceled first; metadata and context that have the number in them become NULL; a test number becomes an ordinary one. Waits for transactions that have sent to the phone, or are verifying one of its codes, and not ended yet.
+'Take a phone number, in all its forms, out of the tables, in all workspaces that the caller may act for, or in the named one. In its place comes # and a keyed hash, so that the limits of the last day go on counting. Codes that are still good are canceled first; metadata and context that have the number in them become NULL; a test number becomes an ordinary one. Waits for transactions that have sent to the phone, or are verifying one of its codes, and not ended yet.
 Result: verifications (in which the number was), canceled (of those, codes that were still good), test_numbers (deleted), failures (wrong guesses that go on counting).
 Errors: OT400 invalid_phone, OT500 key_unavailable, 25006 in a read-only transaction or on a standby, 42501 without a grant.';
 

@@ -165,7 +165,10 @@ write_main(int32 workspace_id, const char *phone, const PhoneCount *count, bool 
 	if (SPI_processed == 0)
 		return;
 
-	/* By what they say, because there may be one that was not yet to be seen above */
+	/*
+	 * By what they say, because there may be one that was not yet to be seen
+	 * above
+	 */
 	plan_keep(&delete_plan,
 			  "DELETE FROM otp.phone_failures f WHERE f.ctid = ANY (ARRAY(SELECT o.ctid FROM otp.phone_failures o"
 			  " WHERE o.workspace_id = $1 AND o.phone = $2 AND o.created_xid IS NOT NULL AND o.forgiven <= $6"

@@ -80,7 +80,7 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 	uint8		hash[HASH_LENGTH];
 	char		buffer[PHONE_SIZE];
 	int			attempts = verb_attempts(v);
-	int			retry_after;
+	int			retry_after = -1;
 	bool		read_again = false;
 	bool		right;
 
