@@ -104,8 +104,10 @@ sub left_of
 	my ($workspace_id) = @_;
 	return $node->value(<<"END");
 SELECT coalesce(string_agg(relname || ' ' || n, ', ' ORDER BY relname), '') FROM (
-	SELECT c.relname, (xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM otp.%I WHERE workspace_id = $workspace_id', c.relname), false, true, '')))[1]::text::int AS n
-	FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'workspace_id'
+	SELECT c.relname, (xpath('/row/n/text()', query_to_xml(format(
+		'SELECT count(*) AS n FROM otp.%I WHERE workspace_id = $workspace_id', c.relname), false, true, '')))[1]::text::int AS n
+	FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace
+	JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'workspace_id'
 	WHERE s.nspname = 'otp' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 		AND c.relname NOT IN ('outbox', 'deleted_workspaces', 'credit_ledger', 'audit_entries')) r WHERE n > 0
 END
@@ -128,7 +130,8 @@ foreach my $workspace (qw(default shop bank))
 		{ default => OTP::Cluster::SMS_SENDER, shop => 'Shop', bank => $service }->{$workspace},
 		"SMS of $workspace: its sender");
 	next if $workspace eq 'default';
-	(undef, $phone) = send_one($workspace, channel => 'sms', phone => '+4915' . ($workspace eq 'shop' ? 1 : 2) . '2345678');
+	my $german = $workspace eq 'shop' ? '+4915112345678' : '+4915212345678';
+	(undef, $phone) = send_one($workspace, channel => 'sms', phone => $german);
 	($message) = got($phone, 'sms');
 	is($message->{from}, 'Text', "SMS of $workspace with a sender of the text's: that");
 }
@@ -328,7 +331,8 @@ $node->restart;
 $node->wait_for_sender;
 $sim->clear('inbox');
 wait_for_turn;
-is(scalar(grep { $_->{to} ge "+$first_phone" && $_->{to} ne "+$last_phone" } $sim->inbox), 0, 'nor does one that starts send anything');
+is(scalar(grep { $_->{to} ge "+$first_phone" && $_->{to} ne "+$last_phone" } $sim->inbox),
+	0, 'nor does one that starts send anything');
 ok($node->poll_query_until('postgres', "SELECT count(*) = 0 FROM otp.outbox WHERE workspace_id = $id{shop}"), 'and owe anything');
 ok(poll_until { left_of($id{shop}) eq '' }, 'nor keep anything') or diag left_of($id{shop});
 is(scalar(() = IO::Select->new($listener)->can_read(0)), 0, 'nor deliver a webhook');
@@ -367,22 +371,33 @@ $sim->forget_rules;
 $id{shop} = make_workspace('shop', $number{shop}, 'Shop');
 $node->run(<<"END");
 CREATE TABLE ids AS
-SELECT (lpad(to_hex(ms), 12, '0') || lpad(to_hex(((ms / 86400000) % 32)::int * 2048 + n % 2048), 4, '0') || substr(md5(n::text), 1, 16))::uuid AS id,
-	((ms / 86400000) % 32)::int AS slot, n
-FROM (SELECT n, floor(extract(epoch FROM now() - n % 20 * interval '1 day') * 1000)::int8 AS ms FROM generate_series(1, 30000) n) s;
-INSERT INTO otp.verifications (workspace_id, id, slot, created_xid, created_at, expires_at, key_id, length, max_attempts, fallback_sms, phone,
-	template, language, channel, salt, code_hash)
-SELECT $id{shop}, id, slot, 3, now(), now(), 1, 6, 3, false, '+1555' || lpad(n::text, 7, '0'), 'otp_verification', 'en_US', 'whatsapp', '\\x00', '\\x00' FROM ids;
-INSERT INTO otp.messages (workspace_id, verification_id, slot, number, tries, created_at, channel) SELECT $id{shop}, id, slot, 1, 1, now(), 'whatsapp' FROM ids;
-INSERT INTO otp.webhook_attempts (workspace_id, endpoint_id, webhook_id, slot, attempt, number, event, occurred_at, attempted_at, delivered)
-SELECT $id{shop}, n % 3, id, slot, a, 1, 'otp.sent', now(), now(), true FROM ids, generate_series(1, 2) a WHERE n <= 10000;
-INSERT INTO otp.send_keys (workspace_id, hash, verification_id, slot) SELECT $id{shop}, md5(n::text)::uuid, id, slot FROM ids WHERE n <= 5000;
-INSERT INTO otp.phone_failures (workspace_id, phone, since, failures) SELECT $id{shop}, '+1555' || lpad(n::text, 7, '0'), now(), 1 FROM ids WHERE n <= 3000;
-INSERT INTO otp.stats_hours (workspace_id, hour, channel, template, messages, sent, delivered, failed, fallbacks, verified, sent_times, delivered_times, verified_times)
-SELECT $id{shop}, date_trunc('hour', now()) - n * interval '1 hour', 'sms', 'x', 1, 1, 1, 0, 0, 0, '{}', '{}', '{}' FROM generate_series(1, 2000) n;
-INSERT INTO otp.usage_days (workspace_id, day, channel, country, pricing_category, price_unit, sends, messages, sent, delivered, verified, credits)
+SELECT (lpad(to_hex(ms), 12, '0') || lpad(to_hex(((ms / 86400000) % 32)::int * 2048 + n % 2048), 4, '0')
+	|| substr(md5(n::text), 1, 16))::uuid AS id, ((ms / 86400000) % 32)::int AS slot, n
+FROM (SELECT n, floor(extract(epoch FROM now() - n % 20 * interval '1 day') * 1000)::int8 AS ms
+	FROM generate_series(1, 30000) n) s;
+INSERT INTO otp.verifications (workspace_id, id, slot, created_xid, created_at, expires_at, key_id, length,
+	max_attempts, fallback_sms, phone, template, language, channel, salt, code_hash)
+SELECT $id{shop}, id, slot, 3, now(), now(), 1, 6,
+	3, false, '+1555' || lpad(n::text, 7, '0'), 'otp_verification', 'en_US', 'whatsapp', '\\x00', '\\x00' FROM ids;
+INSERT INTO otp.messages (workspace_id, verification_id, slot, number, tries, created_at, channel)
+SELECT $id{shop}, id, slot, 1, 1, now(), 'whatsapp' FROM ids;
+INSERT INTO otp.webhook_attempts (workspace_id, endpoint_id, webhook_id, slot, attempt, number, event, occurred_at,
+	attempted_at, delivered)
+SELECT $id{shop}, n % 3, id, slot, a, 1, 'otp.sent', now(), now(), true
+FROM ids, generate_series(1, 2) a WHERE n <= 10000;
+INSERT INTO otp.send_keys (workspace_id, hash, verification_id, slot)
+SELECT $id{shop}, md5(n::text)::uuid, id, slot FROM ids WHERE n <= 5000;
+INSERT INTO otp.phone_failures (workspace_id, phone, since, failures)
+SELECT $id{shop}, '+1555' || lpad(n::text, 7, '0'), now(), 1 FROM ids WHERE n <= 3000;
+INSERT INTO otp.stats_hours (workspace_id, hour, channel, template, messages, sent, delivered, failed, fallbacks,
+	verified, sent_times, delivered_times, verified_times)
+SELECT $id{shop}, date_trunc('hour', now()) - n * interval '1 hour', 'sms', 'x', 1, 1, 1, 0, 0, 0, '{}', '{}', '{}'
+FROM generate_series(1, 2000) n;
+INSERT INTO otp.usage_days (workspace_id, day, channel, country, pricing_category, price_unit, sends, messages, sent,
+	delivered, verified, credits)
 SELECT $id{shop}, current_date - n, 'sms', 'US', '', '', 1, 1, 1, 1, 1, 1 FROM generate_series(1, 300) n;
-INSERT INTO otp.forgotten_phones SELECT $id{shop}, '#' || md5(n::text), 0, false, now(), now() + interval '1 day' FROM generate_series(1, 700) n;
+INSERT INTO otp.forgotten_phones
+SELECT $id{shop}, '#' || md5(n::text), 0, false, now(), now() + interval '1 day' FROM generate_series(1, 700) n;
 INSERT INTO otp.api_key_uses SELECT $id{shop}, n, now() FROM generate_series(1, 10) n;
 INSERT INTO otp.credits SELECT $id{shop}, n, 100 FROM generate_series(0, 63) n;
 INSERT INTO otp.credit_changes SELECT $id{shop}, 1 FROM generate_series(1, 10) n;
@@ -438,13 +453,16 @@ is($err, '', 'a dump is restored');
 $node->stop;
 $node->append_conf('postgresql.conf', 'max_worker_processes = 16');
 $node->start;
-ok($node->poll_query_until('copy', "SELECT count(*) = 0 FROM otp.phone_failures WHERE workspace_id = $id{bank}"), 'and its sender finishes the deletion');
-cmp_ok($node->value("SELECT otp.create_workspace('new')", dbname => 'copy'), '>', $id{shop}, 'no id is used again there');
+ok($node->poll_query_until('copy', "SELECT count(*) = 0 FROM otp.phone_failures WHERE workspace_id = $id{bank}"),
+	'and its sender finishes the deletion');
+cmp_ok($node->value("SELECT otp.create_workspace('new')", dbname => 'copy'), '>', $id{shop},
+	'no id is used again there');
 
 $other->quit;
 $late_session->quit;
 $node->stop;
 my $log = slurp_file($node->logfile);
-my @trouble = grep { /PANIC|could not|ERROR: / && !/is not empty|permission denied|is suspended|could not read the templates/ } split /\n/, $log;
+my @trouble = grep { /PANIC|could not|ERROR: / } split /\n/, $log;
+@trouble = grep { !/is not empty|permission denied|is suspended|could not read the templates/ } @trouble;
 is(join("\n", @trouble), '', 'the log has no trouble');
 done_testing();
