@@ -15,7 +15,8 @@ use OTP::Wait;
 use Test::More;
 
 my @tables = qw(workspaces workspace_grants templates sms_texts provider_accounts test_numbers
-  keys phone_failures verifications messages);
+  keys phone_failures verifications messages key_limits api_keys api_key_uses credits credit_changes
+  credit_ledger send_keys guard_log);
 
 # All that a dump must carry, as text
 sub contents
@@ -53,8 +54,20 @@ UPDATE otp.workspaces SET app_name = 'Shop', default_length = 8, default_expires
 	default_fallback_sms = true, default_template = 'login', sends_per_second = 500,
 	sends_per_phone_hour = 50, sends_per_phone_day = 99, resend_cooldown = NULL, max_attempts = 4,
 	failures_per_phone_day = 7, min_code_length = 6, max_expires_in = 700, require_context = true,
-	allowed_prefixes = '{+1,+44}', fallback_after = '12 s';
-INSERT INTO otp.workspaces (name, max_attempts) VALUES ('second', 5);
+	allowed_prefixes = '{+1,+44}', fallback_after = '12 s', sends_burst = 1000, failure_delay = '40 s', failure_delay_after = 6,
+	max_failures_in_row = 50, denied_prefixes = '{+1876}', sms_allowed_prefixes = '{+1}', whatsapp_denied_prefixes = '{+447}',
+	credits_metered = true, fallback_credits = 2, refund_failed = true, credits_low = 5, guard_mode = 'record',
+	guard_exempt_prefixes = '{+1555}', policy_function = 'public.my_policy', policy_timeout = '2 s';
+CREATE FUNCTION public.my_policy(r otp.send_request) RETURNS text LANGUAGE sql
+	AS $$ SELECT CASE r.phone WHEN '+15550320666' THEN 'deny' ELSE 'allow' END $$;
+SELECT otp.create_workspace('second', 'Second');
+UPDATE otp.workspaces SET max_attempts = 5 WHERE name = 'second';
+SELECT otp.use_provider('second', 'twilio', '+15550320999', exclusive => false);
+SELECT otp.create_workspace('third');
+SELECT otp.suspend_workspace('third', 'unpaid');
+INSERT INTO otp.key_limits VALUES (1, 'ip', 1, 9);
+SELECT otp.add_credits('default', 500, 'invoice 1');
+SELECT otp.create_webhook_endpoint('https://example.com/hook', workspace => 'default');
 INSERT INTO otp.templates (workspace_id, name, language, status)
 VALUES (1, 'login', 'en_US', 'approved'), (1, 'login', 'de', 'paused');
 UPDATE otp.templates SET status = 'approved' WHERE name = 'otp_verification';
@@ -64,9 +77,11 @@ INSERT INTO otp.sms_texts (workspace_id, template, language, country_prefix, bod
 SELECT otp.set_test_number('+15550320001', '471147');
 SELECT otp.grant_workspace('second', 'app');
 END
+my $api_key = $node->value("SELECT api_key FROM otp.create_api_key('second', 'of the dump')", dbname => 'app_db');
+$node->value("SELECT workspace FROM otp.authenticate_api_key('$api_key')", dbname => 'app_db');
 $sim->config({ templates => [ { name => 'login', language => 'en_US' } ] });
 my @where = (dbname => 'app_db', workspace => 'default', context => 'login');
-my $id = $node->send('+15550320002', @where);
+my $id = $node->send('+15550320002', @where, limit_keys => '{ip:192.0.2.1}', idempotency_key => 'before the dump');
 my $code = $sim->code_for($id);
 my $used = $node->send('+15550320003', @where);
 ok($node->verify($used, $sim->code_for($used), context => 'login', dbname => 'app_db')->{valid}, 'a used code');
@@ -80,7 +95,11 @@ $node->poll_query_until('postgres', "SELECT current_setting('otp.delivery') = 'o
 my $queued = $node->send('+15550320004', @where);
 $node->poll_query_until('app_db', 'SELECT ledger_used = 0 FROM otp.worker_status()');
 is($node->value("SELECT count(*) FROM otp.outbox WHERE id = otp.parse_id('$queued')", dbname => 'app_db'), 1, 'one message is owed');
+$node->poll_query_until('app_db', 'SELECT count(*) = 1 FROM otp.api_key_uses');
+my $balance = $node->value("SELECT balance FROM otp.credit_balances WHERE workspace = 'default'", dbname => 'app_db');
+is($balance, 497, 'three sends were paid for');
 my $before = contents($node, 'app_db');
+my $audit = $node->value('SELECT string_agg(a::text, $$ $$ ORDER BY entry_id) FROM otp.audit_entries a', dbname => 'app_db');
 my $dir = PostgreSQL::Test::Utils::tempdir();
 ok(tool($node, 'pg_dump', '-Fc', '-f', "$dir/dump", 'app_db'), 'it is dumped');
 
@@ -90,6 +109,12 @@ $node->run('CREATE DATABASE app_copy');
 ok(tool($node, 'pg_restore', '-e', '-1', '-d', 'app_copy', "$dir/dump"), 'and restored in one transaction');
 my $after = contents($node, 'app_copy');
 is($after->{$_}, $before->{$_}, "$_ are the same") foreach @tables;
+ok(index($node->value('SELECT string_agg(a::text, $$ $$ ORDER BY entry_id, at) FROM otp.audit_entries a WHERE at <= '
+			. "(SELECT max(at) FROM otp.audit_entries WHERE action = 'create_webhook_endpoint' AND entry_id <= "
+			. '(SELECT count(*) FROM otp.audit_entries))', dbname => 'app_copy'), 'suspend_workspace') >= 0,
+	'the audit is carried');
+is($node->value("SELECT count(*) FROM otp.audit_entries a WHERE position(a::text in \$audit\$$audit\$audit\$) > 0", dbname => 'app_copy'),
+	$node->value('SELECT count(*) FROM otp.audit_entries', dbname => 'app_db'), 'entry by entry');
 is($node->value('SELECT count(*) FROM otp.outbox', dbname => 'app_copy'), 0, 'nothing is owed by the copy');
 ok($node->value("SELECT nextval('otp.workspaces_workspace_id_seq') > max(workspace_id) FROM otp.workspaces",
 		dbname => 'app_copy') eq 't', 'new workspaces get new ids');
@@ -122,6 +147,22 @@ $e = $clone->error_of("SELECT * FROM otp_send('+15550320005', workspace => 'defa
 is($e->{sqlstate}, '22023', 'a context that is required');
 $e = $clone->error_of("SELECT * FROM otp_send('+15550320005', context => 'x', length => 4, workspace => 'default')", %as_app);
 is($e->{sqlstate}, '22023', 'a length that is too short');
+
+$e = $clone->error_of("SELECT * FROM otp_send('+18765550320', context => 'x', workspace => 'default')", %as_app);
+is($e->{sqlstate}, 'OT400', 'a country that is denied');
+$e = $clone->error_of("SELECT * FROM otp_send('+15550320666', context => 'x', workspace => 'default')", %as_app);
+is($e->{detail}{code}, 'policy_denied', 'the policy function is asked');
+$e = $clone->error_of("SELECT * FROM otp_send('+15550320005', context => 'x', limit_keys => '{ip:192.0.2.1}', workspace => 'default')", %as_app);
+is($e->{detail}{limit}, 'sends_per_key_hour', 'what was sent for a key counts');
+is($clone->send('+15550320002', @where, limit_keys => '{ip:192.0.2.1}', idempotency_key => 'before the dump'), $id,
+	'a request from before the dump is answered');
+$e = $clone->error_of("SELECT * FROM otp_send('+15550320005', workspace => 'third')", dbname => 'app_db');
+is($e->{detail}{code}, 'workspace_suspended', 'what was suspended is');
+is($clone->value("SELECT workspace FROM otp.authenticate_api_key('$api_key')", dbname => 'app_db'), 'second', 'an API key is good');
+is($clone->value("SELECT balance FROM otp.credit_balances WHERE workspace = 'default'", dbname => 'app_db'), $balance, 'credits are there');
+is($clone->value("SELECT otp.add_credits('default', 500, 'invoice 1')", dbname => 'app_db'), $balance, 'and no invoice counts twice');
+ok($clone->value("SELECT nextval('otp.api_keys_key_id_seq') > max(key_id) FROM otp.api_keys", dbname => 'app_db') eq 't',
+	'new keys get new ids');
 
 # What was sent there can be verified here; attempts count on
 my $v = $clone->verify($id, 'wrong', context => 'login', dbname => 'app_db');
