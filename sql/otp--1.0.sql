@@ -81,7 +81,7 @@ CREATE TABLE otp.workspaces (
 	resend_cooldown interval DEFAULT '10 s',
 	max_attempts int NOT NULL DEFAULT 3 CHECK (max_attempts BETWEEN 1 AND 10),
 	failures_per_phone_day int DEFAULT 20 CHECK (failures_per_phone_day > 0),
-	failure_delay interval DEFAULT '30 s' CHECK (failure_delay > '0'),	-- after so many failures in a row, then doubled up to an hour
+	failure_delay interval DEFAULT '30 s' CHECK (failure_delay > '0' AND failure_delay <= '1 hour'),	-- after so many failures in a row, then doubled up to an hour
 	failure_delay_after int NOT NULL DEFAULT 5 CHECK (failure_delay_after BETWEEN 1 AND 100),
 	max_failures_in_row int NOT NULL DEFAULT 100 CHECK (max_failures_in_row BETWEEN 1 AND 100),	-- NIST SP 800-63B, 3.2.2
 	min_code_length int NOT NULL DEFAULT 4 CHECK (min_code_length IN (4, 6, 8)),
@@ -263,16 +263,19 @@ CREATE TABLE otp.provider_errors (
 	PRIMARY KEY (provider, code)
 );
 
--- Wrong guesses per phone, over all its codes, written back from the ledger.
+-- Wrong guesses per phone, over all its codes, written back from the ledger. What forgives some of them is a row
+-- of its own, until the sender has merged the two.
 CREATE TABLE otp.phone_failures (
 	workspace_id int NOT NULL,
-	phone text NOT NULL,
-	since timestamptz NOT NULL,				-- start of the 24 hours that are counted
-	failures int NOT NULL,
+	phone text NOT NULL,					-- its one form that stands for all
+	since timestamptz,						-- start of the 24 hours that are counted; NULL: none
+	failures int NOT NULL,					-- since then
 	in_row int NOT NULL DEFAULT 0,			-- since the last right guess
-	last_at timestamptz						-- the last wrong guess
+	last_at timestamptz,					-- the last wrong guess
+	forgiven int8 NOT NULL DEFAULT 0,		-- wrong guesses before those in a row, from an arbitrary start; only grows
+	created_xid int8						-- of a row that only forgives: its transaction
 );
--- Not unique: a violation would show the phone. The only sender of the database writes here.
+-- Not unique: a violation would show the phone. Its row is the sender's; others only add such that forgive.
 CREATE INDEX phone_failures_phone ON otp.phone_failures (workspace_id, phone);
 ALTER TABLE otp.phone_failures REPLICA IDENTITY FULL;
 
@@ -476,7 +479,7 @@ AS 'MODULE_PATHNAME' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION @extschema@.otp_verify IS
 'Check a code. Never raises for a wrong, late, used or unknown one.
 otp_id: from otp_send. code: what the user typed. context: as given to otp_send. phone: when given, a code for another phone is not found.
-Result: valid; phone, verified_at and channel only when valid; error: invalid_code, otp_not_found, otp_already_verified, otp_canceled, otp_expired, rate_limit_exceeded (no attempt left, or, with retry_after in seconds, the phone has failed too often) or otp_failed (delivery failed for good); attempts_remaining.
+Result: valid; phone, verified_at and channel only when valid; error: invalid_code, otp_not_found, otp_already_verified, otp_canceled, otp_expired, rate_limit_exceeded (no attempt left, or the phone has failed too often: the code was not looked at, and no attempt counted) or otp_failed (delivery failed for good); attempts_remaining; retry_after: seconds until the phone may be tried again, NULL when waiting does not help: no attempt is left, or otp.unlock_phone has to be called.
 A wrong guess counts even when its transaction is rolled back. A right one that is rolled back can be used again.
 Errors: 25006 in a read-only transaction or on a standby, 53400 when the ledger of attempts is full, OT500 key_unavailable, 22023, 42501.';
 
@@ -578,6 +581,13 @@ COMMENT ON FUNCTION otp.simulate IS
 /* --------------------------------------------------------------- credits */
 
 /* ---------------------------------------------------------------- limits */
+
+CREATE FUNCTION otp.unlock_phone(phone text, workspace text = NULL) RETURNS bool
+AS 'MODULE_PATHNAME', 'otp_unlock_phone' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.unlock_phone IS
+'Forgive a phone the wrong guesses that it has in a row and within 24 hours, from the commit on: its codes are compared again at once. For the extension''s owner.
+phone: E.164, in any of its forms. workspace: default unless said.
+Result: false when there was nothing to forgive. Errors: OT400 invalid_phone, 22023, 25006 in a read-only transaction or on a standby, 42501, 42704.';
 
 /* ----------------------------------------------------------------- guard */
 
@@ -1309,7 +1319,7 @@ CREATE FUNCTION otp.forget_phone(
 	OUT verifications int, OUT canceled int, OUT test_numbers int, OUT failures int)
 AS 'MODULE_PATHNAME', 'otp_forget_phone' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.forget_phone IS
-'Take a phone number out of the tables, in all workspaces that the caller may act for, or in the named one. In its place comes # and a keyed hash, so that the limits of the last day go on counting. Codes that are still good are canceled first; metadata and context that have the number in them become NULL; a test number becomes an ordinary one. Waits for transactions that have sent to the phone, or are verifying one of its codes, and not ended yet.
+'Take a phone number, in all its forms, out of the tables, in all workspaces that the caller may act for, or in the named one. In its place comes # and a keyed hash, so that the limits of the last day go on counting. Codes that are still good are canceled first; metadata and context that have the number in them become NULL; a test number becomes an ordinary one. Waits for transactions that have sent to the phone, or are verifying one of its codes, and not ended yet.
 Result: verifications (in which the number was), canceled (of those, codes that were still good), test_numbers (deleted), failures (wrong guesses that go on counting).
 Errors: OT400 invalid_phone, OT500 key_unavailable, 25006 in a read-only transaction or on a standby, 42501 without a grant.';
 

@@ -135,8 +135,8 @@ add_entry(const LedgerKey *key)
 		entry->count = 0;
 		entry->taken = 0;
 		entry->created_xid = InvalidTransactionId;
-		entry->since = 0;
 		entry->expires_at = 0;
+		memset(&entry->phone, 0, sizeof(entry->phone));
 		ledger->used++;
 		(*tenant_counter(key))++;
 	}
@@ -180,22 +180,106 @@ ledger_phone_settles(void)
 	return pg_atomic_read_u32(&ledger->phone_settles);
 }
 
+/* Merge two counts */
+void
+phone_count_merge(PhoneCount *count, const PhoneCount *other)
+{
+	/* Of two windows the younger one counts: it began when the other was over */
+	if (other->since > count->since)
+	{
+		count->since = other->since;
+		count->failures = other->failures;
+	}
+	else if (other->since == count->since)
+		count->failures = Max(count->failures, other->failures);
+	count->forgiven = Max(count->forgiven, other->forgiven);
+	count->total = Max(Max(count->total, other->total), count->forgiven);
+	count->last_at = Max(count->last_at, other->last_at);
+}
+
+/* Leave out a window that is over */
+void
+phone_count_trim(PhoneCount *count, TimestampTz now)
+{
+	if (count->since != 0 && now - count->since >= PHONE_WINDOW)
+	{
+		count->since = 0;
+		count->failures = 0;
+	}
+}
+
+/* Tell when a phone may be tried again */
+TimestampTz
+phone_count_free_at(const PhoneCount *count, int taken, const PhonePolicy *policy, TimestampTz now)
+{
+	int64		in_row = count->total - count->forgiven;
+	TimestampTz free_at = 0;
+
+	/* What is being compared just now may be right */
+	if (policy->max_in_row > 0 && in_row >= policy->max_in_row)
+	{
+		if (in_row - taken >= policy->max_in_row)
+			return PG_INT64_MAX;
+		free_at = now + USECS_PER_SEC;
+	}
+	if (policy->per_day > 0 && count->failures >= policy->per_day)
+		free_at = Max(free_at, count->since + PHONE_WINDOW);
+	if (policy->delay > 0 && in_row >= policy->delay_after)
+	{
+		int64		delay = policy->delay;
+
+		/* or wrong: then this is when the delay begins */
+		for (int64 i = policy->delay_after; i < in_row && delay < PHONE_MAX_DELAY; i++)
+			delay *= 2;
+		free_at = Max(free_at, (taken > 0 ? now : count->last_at) + Min(delay, PHONE_MAX_DELAY));
+	}
+	return free_at > now ? free_at : 0;
+}
+
+/* Give what the ledger knows of a phone */
+int
+ledger_phone(int32 workspace_id, const char *phone, PhoneCount *count)
+{
+	LedgerKey	key;
+	LedgerEntry *entry;
+	int			taken = 0;
+
+	phone_key(&key, workspace_id, phone);
+	LWLockAcquire(ledger->lock, LW_SHARED);
+	entry = find_entry(&key);
+	if (entry != NULL)
+	{
+		phone_count_merge(count, &entry->phone);
+		taken = entry->taken;
+	}
+	LWLockRelease(ledger->lock);
+	return taken;
+}
+
+/* Give the seconds until a time */
+static int
+seconds_until(TimestampTz then, TimestampTz now)
+{
+	return then == PG_INT64_MAX ? -1 : (int) ((then - now + USECS_PER_SEC - 1) / USECS_PER_SEC);
+}
+
 /* Count a guess */
 LedgerAnswer
 ledger_take(LedgerGuess *guess, int *attempts, int *retry_after)
 {
 	LedgerKey	key;
-	LedgerKey	phone;
+	LedgerKey	phone_entry_key;
 	LedgerEntry *entry;
 	LedgerEntry *phone_entry = NULL;
 	LedgerAnswer answer = LEDGER_TAKEN;
+	bool		counts_phone = guess->policy.max_in_row > 0;
+	PhoneCount	phone = guess->committed;
+	TimestampTz free_at = 0;
 	int			count;
-	int			failures = 0;
-	TimestampTz since = 0;
 	int			needed;
 
 	verification_key(&key, guess->workspace_id, &guess->id);
-	phone_key(&phone, guess->workspace_id, guess->phone);
+	phone_key(&phone_entry_key, guess->workspace_id, guess->phone);
 	guess->entry_made = guess->phone_entry_made = false;
 
 	LWLockAcquire(ledger->lock, LW_EXCLUSIVE);
@@ -204,7 +288,7 @@ ledger_take(LedgerGuess *guess, int *attempts, int *retry_after)
 	 * Whoever had to wait for the row of the verification has read the
 	 * phone's before that.
 	 */
-	if (guess->phone_limit > 0 && guess->phone_settles != pg_atomic_read_u32(&ledger->phone_settles))
+	if (counts_phone && guess->phone_settles != pg_atomic_read_u32(&ledger->phone_settles))
 	{
 		LWLockRelease(ledger->lock);
 		return LEDGER_STALE;
@@ -214,35 +298,34 @@ ledger_take(LedgerGuess *guess, int *attempts, int *retry_after)
 	count = Max(guess->attempts, entry != NULL ? entry->count : 0);
 	needed = entry == NULL ? 1 : 0;
 
-	if (guess->phone_limit > 0)
+	if (counts_phone)
 	{
-		/*
-		 * What is committed and what is not yet: the more, of the window that
-		 * lasts
-		 */
-		phone_entry = find_entry(&phone);
-		if (guess->phone_since != 0 && guess->now - guess->phone_since < PHONE_WINDOW)
-		{
-			since = guess->phone_since;
-			failures = guess->phone_failures;
-		}
-		if (phone_entry != NULL && guess->now - phone_entry->since < PHONE_WINDOW &&
-			(since == 0 || phone_entry->since >= since))
-		{
-			failures = phone_entry->since == since ? Max(failures, phone_entry->count) : phone_entry->count;
-			since = phone_entry->since;
-		}
-		if (phone_entry == NULL)
+		/* What is committed and what is not yet: the more */
+		phone_entry = find_entry(&phone_entry_key);
+		if (phone_entry != NULL)
+			phone_count_merge(&phone, &phone_entry->phone);
+		else
 			needed++;
+		phone_count_trim(&phone, guess->now);
+
+		/*
+		 * A count that begins anew begins above all that there were before,
+		 * by the clock: a right guess that was prepared days ago must not
+		 * forgive what it has not seen.
+		 */
+		if (phone.total == 0)
+			phone.total = phone.forgiven = guess->now;
+		free_at = phone_count_free_at(&phone, phone_entry != NULL ? phone_entry->taken : 0,
+									  &guess->policy, guess->now);
 	}
 
 	*attempts = count;
 	if (count >= guess->max_attempts)
 		answer = LEDGER_USED_UP;
-	else if (guess->phone_limit > 0 && failures >= guess->phone_limit)
+	else if (free_at != 0)
 	{
 		answer = LEDGER_COOLING;
-		*retry_after = (int) ((since + PHONE_WINDOW - guess->now) / USECS_PER_SEC) + 1;
+		*retry_after = seconds_until(free_at, guess->now);
 	}
 	else if (ledger->used + needed > otp_ledger_size ||
 			 (needed > 0 &&
@@ -255,13 +338,13 @@ ledger_take(LedgerGuess *guess, int *attempts, int *retry_after)
 			entry = add_entry(&key);
 			guess->entry_made = entry != NULL;
 		}
-		if (entry != NULL && guess->phone_limit > 0 && phone_entry == NULL)
+		if (entry != NULL && counts_phone && phone_entry == NULL)
 		{
-			phone_entry = add_entry(&phone);
+			phone_entry = add_entry(&phone_entry_key);
 			guess->phone_entry_made = phone_entry != NULL;
 		}
 
-		if (entry == NULL || (guess->phone_limit > 0 && phone_entry == NULL))
+		if (entry == NULL || (counts_phone && phone_entry == NULL))
 		{
 			/* Out of elements all the same: leave it as it was */
 			if (guess->entry_made)
@@ -277,8 +360,12 @@ ledger_take(LedgerGuess *guess, int *attempts, int *retry_after)
 			*attempts = entry->count;
 			if (phone_entry != NULL)
 			{
-				phone_entry->count = failures + 1;
-				phone_entry->since = since != 0 ? since : guess->now;
+				guess->phone_floor = phone.total;
+				phone.total++;
+				phone.failures++;
+				if (phone.since == 0)
+					phone.since = guess->now;
+				phone_entry->phone = phone;
 				phone_entry->taken++;
 			}
 		}
@@ -299,22 +386,27 @@ ledger_wrong(const LedgerGuess *guess)
 	verification_key(&key, guess->workspace_id, &guess->id);
 	if ((entry = find_entry(&key)) != NULL)
 		entry->taken--;
-	if (guess->phone_limit > 0)
+	if (guess->policy.max_in_row > 0)
 	{
 		phone_key(&key, guess->workspace_id, guess->phone);
 		if ((entry = find_entry(&key)) != NULL)
+		{
 			entry->taken--;
+			entry->phone.last_at = Max(entry->phone.last_at, guess->now);
+		}
 	}
 	LWLockRelease(ledger->lock);
 }
 
-/* Take one guess back from an entry */
+/* Give the attempt back */
 static void
-give_back(const LedgerKey *key, bool entry_made, int committed)
+give_back(const LedgerGuess *guess)
 {
-	LedgerEntry *entry = find_entry(key);
+	LedgerKey	key;
+	LedgerEntry *entry;
 
-	if (entry == NULL)
+	verification_key(&key, guess->workspace_id, &guess->id);
+	if ((entry = find_entry(&key)) == NULL)
 		return;
 	entry->count--;
 	entry->taken--;
@@ -323,26 +415,47 @@ give_back(const LedgerKey *key, bool entry_made, int committed)
 	 * Made for this guess, and no other has failed since: it says no more
 	 * than the row does
 	 */
-	if (entry_made && entry->taken == 0 && entry->count <= committed)
-		remove_entry(key);
+	if (guess->entry_made && entry->taken == 0 && entry->count <= guess->attempts)
+		remove_entry(&key);
+}
+
+/* Give the phone's count back */
+static void
+give_back_phone(LedgerGuess *guess)
+{
+	LedgerKey	key;
+	LedgerEntry *entry;
+	PhoneCount *phone;
+
+	phone_key(&key, guess->workspace_id, guess->phone);
+	if ((entry = find_entry(&key)) == NULL)
+		return;
+	phone = &entry->phone;
+	phone->total--;
+	if (--phone->failures <= 0)
+	{
+		phone->failures = 0;
+		phone->since = 0;
+	}
+	entry->taken--;
+
+	/* Those that are not yet compared may come to be wrong after this one */
+	guess->phone_total = phone->total - entry->taken;
+	guess->in_row = (int) Max(guess->phone_total - phone->forgiven, 0);
+	if (guess->phone_entry_made && entry->taken == 0 && phone->total <= guess->phone_floor)
+		remove_entry(&key);
 }
 
 /* Give a right guess its attempt back */
 void
-ledger_right(const LedgerGuess *guess)
+ledger_right(LedgerGuess *guess)
 {
-	LedgerKey	key;
-
+	guess->phone_total = 0;
+	guess->in_row = 0;
 	LWLockAcquire(ledger->lock, LW_EXCLUSIVE);
-	verification_key(&key, guess->workspace_id, &guess->id);
-	give_back(&key, guess->entry_made, guess->attempts);
-	if (guess->phone_limit > 0)
-	{
-		phone_key(&key, guess->workspace_id, guess->phone);
-		give_back(&key, guess->phone_entry_made,
-				  guess->phone_since != 0 && guess->now - guess->phone_since < PHONE_WINDOW
-				  ? guess->phone_failures : 0);
-	}
+	give_back(guess);
+	if (guess->policy.max_in_row > 0)
+		give_back_phone(guess);
 	LWLockRelease(ledger->lock);
 }
 
@@ -386,19 +499,40 @@ ledger_list(Oid database, LedgerEntry *entries, int max, int skip)
 
 /* Drop an entry that a row carries */
 void
-ledger_settle(const LedgerKey *key, int committed, TimestampTz since)
+ledger_settle(const LedgerKey *key, int committed)
 {
 	LedgerEntry *entry;
 
 	LWLockAcquire(ledger->lock, LW_EXCLUSIVE);
 	entry = find_entry(key);
-	if (entry != NULL && entry->taken == 0 && entry->count <= committed &&
-		(key->kind != LEDGER_PHONE || entry->since == since))
-	{
+	if (entry != NULL && entry->taken == 0 && entry->count <= committed)
 		remove_entry(key);
-		if (key->kind == LEDGER_PHONE)
-			pg_atomic_fetch_add_u32(&ledger->phone_settles, 1);
+	LWLockRelease(ledger->lock);
+}
+
+/* Drop an entry that a phone's rows carry */
+void
+ledger_settle_phone(const LedgerEntry *listed)
+{
+	LedgerEntry *entry;
+
+	LWLockAcquire(ledger->lock, LW_EXCLUSIVE);
+	entry = find_entry(&listed->key);
+	if (entry != NULL && entry->taken == 0 && entry->phone.total == listed->phone.total &&
+		entry->phone.since == listed->phone.since && entry->phone.failures == listed->phone.failures)
+	{
+		remove_entry(&listed->key);
+		pg_atomic_fetch_add_u32(&ledger->phone_settles, 1);
 	}
+	LWLockRelease(ledger->lock);
+}
+
+/* Drop an entry and what it says */
+void
+ledger_forget(const LedgerKey *key)
+{
+	LWLockAcquire(ledger->lock, LW_EXCLUSIVE);
+	remove_entry(key);
 	LWLockRelease(ledger->lock);
 }
 

@@ -21,7 +21,6 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/procarray.h"
-#include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -95,47 +94,24 @@ write_verification(const LedgerEntry *entry, bool creator_running, int *committe
 
 /* Write back the count of one phone; true when its entry may go */
 static bool
-write_phone(const LedgerEntry *entry, int *committed)
+write_phone(const LedgerEntry *entry)
 {
-	static SPIPlanPtr read_plan = NULL;
-	static SPIPlanPtr update_plan = NULL;
-	static SPIPlanPtr insert_plan = NULL;
-	Oid			types[] = {INT4OID, TEXTOID, TIMESTAMPTZOID, INT4OID};
-	Datum		values[4];
 	char		phone[LEDGER_PHONE_LENGTH + 1] = {0};
-	bool		isnull;
 
 	memcpy(phone, entry->key.what, LEDGER_PHONE_LENGTH);
-	values[0] = Int32GetDatum(entry->key.workspace_id);
-	values[1] = CStringGetTextDatum(phone);
-	values[2] = TimestampTzGetDatum(entry->since);
-	values[3] = Int32GetDatum(entry->count);
+	return failures_merge(entry->key.workspace_id, phone, &entry->phone);
+}
 
-	*committed = 0;
-	plan_keep(&read_plan,
-			  "SELECT f.failures FROM otp.phone_failures f"
-			  " WHERE f.workspace_id = $1 AND f.phone = $2 AND f.since = $3",
-			  3, types);
-	plan_run(read_plan, values, NULL, NULL, true, 1);
-	if (SPI_processed > 0)
-		*committed = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
-	if (*committed >= entry->count)
-		return true;
-
-	/*
-	 * Without a unique index, whose violation would show the phone; we are
-	 * the only ones who write
-	 */
-	plan_keep(&update_plan,
-			  "UPDATE otp.phone_failures f SET since = $3, failures = $4 WHERE f.workspace_id = $1 AND f.phone = $2",
-			  4, types);
-	plan_keep(&insert_plan,
-			  "INSERT INTO otp.phone_failures (workspace_id, phone, since, failures) VALUES ($1, $2, $3, $4)",
-			  4, types);
-	plan_run(update_plan, values, NULL, NULL, false, 0);
-	if (SPI_processed == 0)
-		plan_run(insert_plan, values, NULL, NULL, false, 0);
-	return false;
+/* Drop an entry that may go */
+static void
+settle(const LedgerEntry *entry, int committed)
+{
+	if (entry->key.kind == LEDGER_VERIFICATION)
+		ledger_settle(&entry->key, committed);
+	else if (committed == INT_MAX)
+		ledger_forget(&entry->key);
+	else
+		ledger_settle_phone(entry);
 }
 
 /* Write some counts back; gives how many entries may go */
@@ -172,7 +148,7 @@ write_round(LedgerEntry *entries, int n, void (*used_up) (const pg_uuid_t *id))
 			if (entries[i].key.kind == LEDGER_VERIFICATION)
 				done[i] = write_verification(&entries[i], running[i], &committed[i], &ended[i]);
 			else
-				done[i] = write_phone(&entries[i], &committed[i]);
+				done[i] = write_phone(&entries[i]);
 		}
 		SPI_finish();
 		owner_leave(&owner);
@@ -194,7 +170,7 @@ write_round(LedgerEntry *entries, int n, void (*used_up) (const pg_uuid_t *id))
 	{
 		if (!done[i])
 			continue;
-		ledger_settle(&entries[i].key, committed[i], entries[i].since);
+		settle(&entries[i], committed[i]);
 		ndone++;
 		if (ended[i] && used_up != NULL)
 		{

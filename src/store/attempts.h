@@ -10,6 +10,8 @@
 
 #include "utils/uuid.h"
 
+#include "store/failures.h"
+
 /*
  * Write counts of this database back, and drop the entries whose rows carry
  * them. Runs short transactions of its own: call outside of one. Never waits

@@ -3,10 +3,10 @@
  * forget.h
  *	  Phones whose number was taken out of the tables.
  *
- * In place of the number stands "#" and a keyed hash, of the workspace and
- * the number: what was sent to the phone, and guessed, still counts against
- * it for a day. All functions need a transaction, SPI_connect and the owner's
- * scope.
+ * In place of the number, in all its forms, stands "#" and a keyed hash, of
+ * the workspace and the number's folded form: what was sent to the phone, and
+ * guessed, still counts against it for a day. All functions need a
+ * transaction, SPI_connect and the owner's scope.
  *
  *-------------------------------------------------------------------------
  */
@@ -22,7 +22,7 @@
 #define FORGOTTEN_LENGTH 33
 
 /*
- * Write what stands in place of a number, NUL-terminated. The key is the
+ * Write what stands in place of a number (any form of it), NUL-terminated. The key is the
  * oldest that the database has used and the key file still has: so a phone
  * is the same after a rotation, until its old key is taken out of the file.
  */
@@ -41,7 +41,7 @@ typedef struct ForgetItem
 	pg_uuid_t	id;
 } ForgetItem;
 
-/* Find a phone's verifications in the given workspaces (an int4[]); gives their number. */
+/* Find a phone's verifications, in all its forms, in the given workspaces (an int4[]); gives their number. */
 extern int	forget_find(Datum workspaces, const char *phone, ForgetItem **items);
 
 /*
@@ -50,10 +50,13 @@ extern int	forget_find(Datum workspaces, const char *phone, ForgetItem **items);
  */
 extern void forget_verification(const Verification *v, const char *name);
 
-/* Delete test numbers; gives their number. */
+/* Delete test numbers, all forms of one; gives their number. */
 extern int	forget_test_numbers(int32 workspace_id, const char *phone);
 
-/* Count the phone's wrong guesses of the last day under its name; gives how many that were not yet. */
+/*
+ * Count the phone's wrong guesses, of the last day or in a row, under its
+ * name; gives how many that were not yet.
+ */
 extern int	forget_failures(int32 workspace_id, const char *phone, const char *name, TimestampTz now);
 
 /*
@@ -77,8 +80,9 @@ typedef struct FailuresPosition
 } FailuresPosition;
 
 /*
- * Walk through some rows of otp.phone_failures: delete what is out of date,
- * and put names in place of forgotten numbers. False at the end.
+ * Walk through some rows of otp.phone_failures: merge what only forgives,
+ * delete what is out of date, and put names in place of forgotten numbers.
+ * False at the end.
  */
 extern bool forget_walk_failures(FailuresPosition *position, TimestampTz now);
 

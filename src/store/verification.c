@@ -22,8 +22,10 @@
 #include "utils/timestamp.h"
 
 #include "base/keyring.h"
+#include "base/phone.h"
 #include "base/roster.h"
 #include "base/ulid.h"
+#include "store/failures.h"
 #include "store/forget.h"
 #include "store/plan.h"
 #include "store/ring.h"
@@ -127,7 +129,7 @@ verification_queue(const Verification *v, int number, const char *channel, int c
 	"SELECT v.workspace_id, v.created_xid, v.created_at, v.expires_at, v.verified_at, v.canceled_at," \
 	" v.resent_at, v.last_attempt_at, v.key_id, v.length, v.attempts, v.max_attempts, v.resends, v.fallback_sms," \
 	" v.test_outcome, v.phone, v.template, v.language, v.channel, v.context, v.salt, v.code_hash, v.metadata," \
-	" l.channel, l.ended_reason, f.since, f.failures, v.shadowed" \
+	" l.channel, l.ended_reason, f.since, f.failures, v.shadowed, f.in_row, f.forgiven, f.last_at, f.created_xid" \
 	" FROM otp.verifications_%02d v" \
 	" LEFT JOIN LATERAL (SELECT m.channel, m.ended_reason FROM otp.messages_%02d m" \
 	" WHERE m.workspace_id = v.workspace_id AND m.verification_id = v.id" \
@@ -229,9 +231,34 @@ take_row(const pg_uuid_t *id, Verification *v)
 	}
 	v->last_channel = copy_text(tuple, desc, 24);
 	v->ended_reason = copy_text(tuple, desc, 25);
-	v->phone_since = get_time(tuple, desc, 26);
-	v->phone_failures = v->phone_since != 0 ? GET_INT(27, Int32) : 0;
 	v->shadowed = GET_INT(28, Bool);
+	return true;
+}
+
+/* Take over the phone's failures that the row came with; false when that is not all there is of them */
+static bool
+take_failures(Verification *v)
+{
+	HeapTuple	tuple = SPI_tuptable->vals[0];
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+	char		buffer[PHONE_SIZE];
+	bool		isnull;
+	bool		is_main;
+
+	/* Several rows of the phone, or one that forgives: see failures.c */
+	(void) SPI_getbinval(tuple, desc, 32, &isnull);
+	is_main = isnull;
+	if (SPI_processed > 1 || !is_main || phone_fold(v->phone, buffer) != v->phone)
+		return false;
+
+	(void) SPI_getbinval(tuple, desc, 27, &isnull);
+	if (isnull)
+		return true;
+	v->failures.since = get_time(tuple, desc, 26);
+	v->failures.failures = GET_INT(27, Int32);
+	v->failures.forgiven = GET_INT(30, Int64);
+	v->failures.total = v->failures.forgiven + GET_INT(29, Int32);
+	v->failures.last_at = get_time(tuple, desc, 31);
 	return true;
 }
 
@@ -248,12 +275,14 @@ verification_lock(Datum workspaces, const pg_uuid_t *id, Verification *v)
 						  lengthof(types), types);
 	values[0] = workspaces;
 	values[1] = UUIDPGetDatum(id);
-	plan_run_latest(plan, values, NULL, 1);
+
+	/* Two rows when the phone has more than one of failures */
+	plan_run_latest(plan, values, NULL, 2);
 	if (!take_row(id, v))
 		return false;
 
 	/* The join has not looked under the name of a forgotten phone */
-	if (v->phone[0] == '+' && forget_counts(GetCurrentTimestamp()))
+	if (!take_failures(v) || (v->phone[0] == '+' && forget_counts(GetCurrentTimestamp())))
 		verification_phone_failures(v);
 	return true;
 }
@@ -277,53 +306,13 @@ verification_find(Datum workspaces, const pg_uuid_t *id, bool latest, Verificati
 	return take_row(id, v);
 }
 
-/* Read the failures of a phone, or of the name of a forgotten one; the most since a time */
-static void
-read_failures(int32 workspace_id, const char *phone, TimestampTz since, Verification *v)
-{
-	static SPIPlanPtr plan = NULL;
-	Oid			types[] = {INT4OID, TEXTOID, TIMESTAMPTZOID};
-	Datum		values[3];
-
-	plan_keep(&plan,
-			  "SELECT f.since, f.failures FROM otp.phone_failures f"
-			  " WHERE f.workspace_id = $1 AND f.phone = $2 AND f.since > $3 ORDER BY f.failures DESC",
-			  lengthof(types), types);
-	values[0] = Int32GetDatum(workspace_id);
-	values[1] = CStringGetTextDatum(phone);
-	values[2] = TimestampTzGetDatum(since);
-	plan_run_latest(plan, values, NULL, 1);
-	if (SPI_processed > 0)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[0];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
-		int			failures = GET_INT(2, Int32);
-
-		if (failures > v->phone_failures)
-		{
-			v->phone_since = get_time(tuple, desc, 1);
-			v->phone_failures = failures;
-		}
-	}
-}
-
 /* Read a phone's failures */
 void
 verification_phone_failures(Verification *v)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	char		name[FORGOTTEN_LENGTH + 1];
+	char		buffer[PHONE_SIZE];
 
-	/* A day from the first one: what began before does not count */
-	v->phone_since = 0;
-	v->phone_failures = 0;
-	read_failures(v->workspace_id, v->phone, now - USECS_PER_DAY, v);
-	if (v->phone[0] == '+' && forget_counts(now))
-	{
-		forget_name(v->workspace_id, v->phone, name);
-		read_failures(v->workspace_id, name, now - USECS_PER_DAY, v);
-	}
+	failures_read(v->workspace_id, phone_fold(v->phone, buffer), true, &v->failures);
 }
 
 /* Run an update of one locked row */
@@ -420,9 +409,11 @@ verification_lock_phone(int32 workspace_id, const char *phone)
 	LOCKTAG		tag;
 	uint8		hash[HASH_LENGTH];
 	uint32		words[2];
+	char		buffer[PHONE_SIZE];
+	const char *folded = phone_fold(phone, buffer);
 	HashPart	parts[] = {
 		{&workspace_id, sizeof(workspace_id)},
-		{phone, strlen(phone)}
+		{folded, strlen(folded)}
 	};
 
 	/*
@@ -504,13 +495,19 @@ verification_phone_sends(int32 workspace_id, const char *phone, TimestampTz sinc
 {
 	int			leaves[ULID_SLOTS];
 	int			nleaves = ring_recent(since, now, leaves);
+	char		forms[PHONE_MAX_FORMS][PHONE_SIZE];
+	int			nforms = phone_forms(phone, forms);
 	char		name[FORGOTTEN_LENGTH + 1];
 	int			n = 0;
 
-	/* A day spans two leaves, an hour mostly one */
+	/*
+	 * A day spans two leaves, an hour mostly one; few numbers have more than
+	 * one form
+	 */
 	*sends = NULL;
-	for (int i = 0; i < nleaves; i++)
-		n = phone_sends_of_leaf(leaves[i], workspace_id, phone, since, limit, sends, n);
+	for (int form = 0; form < nforms; form++)
+		for (int i = 0; i < nleaves; i++)
+			n = phone_sends_of_leaf(leaves[i], workspace_id, forms[form], since, limit, sends, n);
 
 	/* It may have been sent to before it was forgotten */
 	if (forget_counts(now))

@@ -14,6 +14,7 @@
 #include "utils/uuid.h"
 
 #include "base/code.h"
+#include "base/ledger.h"
 
 typedef struct Verification
 {
@@ -48,8 +49,7 @@ typedef struct Verification
 	/* of its messages and its phone, as far as a lock and look needs them */
 	const char *last_channel;	/* NULL: no message yet */
 	const char *ended_reason;	/* NULL: delivery has not failed for good */
-	TimestampTz phone_since;
-	int			phone_failures;
+	PhoneCount	failures;		/* verification_lock only */
 } Verification;
 
 /* Insert a row. */
@@ -82,8 +82,9 @@ extern void verification_set_resent(const Verification *v, TimestampTz now);
 extern void verification_set_expired(const Verification *v, TimestampTz now);
 
 /*
- * What was sent to a phone since a time, newest first, at most limit rows:
- * for the limits per phone. Call with the phone locked (verification_lock_phone).
+ * What was sent to a phone, in any of its forms, since a time, newest first,
+ * at most limit rows: for the limits per phone. Call with the phone locked
+ * (verification_lock_phone).
  */
 typedef struct PhoneSend
 {
@@ -98,7 +99,7 @@ extern int	verification_phone_sends(int32 workspace_id, const char *phone,
 									 TimestampTz since, TimestampTz now,
 									 int limit, PhoneSend **sends);
 
-/* Have all sends to a phone wait for each other until the end of the transaction. */
+/* Have all sends to a phone, in any of its forms, wait for each other until the end of the transaction. */
 extern void verification_lock_phone(int32 workspace_id, const char *phone);
 
 /* A message of a verification, as otp_status shows it */

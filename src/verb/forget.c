@@ -36,33 +36,18 @@ typedef struct Forgotten
 	int			failures;
 } Forgotten;
 
-/* Require an E.164 number */
-static char *
-take_phone(FunctionCallInfo fcinfo)
-{
-	text	   *phone;
-	const char *defect;
-
-	if (PG_ARGISNULL(0))
-		error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
-					"It is NULL; it should look like +14155552671.", -1, NULL);
-	phone = PG_GETARG_TEXT_PP(0);
-	defect = phone_defect(VARDATA_ANY(phone), VARSIZE_ANY_EXHDR(phone));
-	if (defect != NULL)
-		error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
-					psprintf("It %s; it should be \"+\" and 7 to 15 digits, the country's first.", defect), -1, NULL);
-	return text_to_cstring(phone);
-}
-
 /* Forget one verification; gives false when it has gone */
 static bool
 forget_one(Datum workspaces, const ForgetItem *item, const char *phone, const char *name, Forgotten *done)
 {
 	Verification v;
 	TimestampTz now;
+	char		buffer[PHONE_SIZE];
+	char		asked[PHONE_SIZE];
 
 	/* Waits for whoever is verifying it, as any UPDATE would */
-	if (!verification_lock(workspaces, &item->id, &v) || strcmp(v.phone, phone) != 0)
+	if (!verification_lock(workspaces, &item->id, &v) ||
+		strcmp(phone_fold(v.phone, buffer), phone_fold(phone, asked)) != 0)
 		return false;
 
 	/* Its code must not go out any more, nor be right */
@@ -127,7 +112,7 @@ Datum
 otp_forget_phone(PG_FUNCTION_ARGS)
 {
 	VerbScope	scope;
-	char	   *phone = take_phone(fcinfo);
+	char	   *phone = verb_phone(fcinfo, 0);
 	char	   *workspace = verb_text(fcinfo, 1, "workspace", NAMEDATALEN);
 	Forgotten	done = {0};
 	Datum		workspaces;

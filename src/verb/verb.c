@@ -15,6 +15,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 
+#include "base/phone.h"
 #include "base/shmem.h"
 #include "verb/verb.h"
 
@@ -58,6 +59,24 @@ verb_end(VerbScope *scope)
 	SPI_finish();
 	owner_leave(&scope->owner);
 	error_context_stack = scope->hide.previous;
+}
+
+/* Require an E.164 number */
+char *
+verb_phone(FunctionCallInfo fcinfo, int argument)
+{
+	text	   *phone;
+	const char *defect;
+
+	if (PG_ARGISNULL(argument))
+		error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
+					"It is NULL; it should look like +14155552671.", -1, NULL);
+	phone = PG_GETARG_TEXT_PP(argument);
+	defect = phone_defect(VARDATA_ANY(phone), VARSIZE_ANY_EXHDR(phone));
+	if (defect != NULL)
+		error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
+					psprintf("It %s; it should be \"+\" and 7 to 15 digits, the country's first.", defect), -1, NULL);
+	return text_to_cstring(phone);
 }
 
 /* Take a text argument */

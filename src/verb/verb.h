@@ -48,6 +48,9 @@ typedef enum VerbAccess
 extern void verb_begin(VerbScope *scope, const char *name, VerbAccess access);
 extern void verb_end(VerbScope *scope);
 
+/* A phone argument; raises invalid_phone unless it is an E.164 number. */
+extern char *verb_phone(FunctionCallInfo fcinfo, int argument);
+
 /* A text argument, or NULL; raises 22023 when longer than max bytes. */
 extern char *verb_text(FunctionCallInfo fcinfo, int argument, const char *name, int max);
 

@@ -21,6 +21,8 @@
 
 #include "base/code.h"
 #include "base/keyring.h"
+#include "base/phone.h"
+#include "store/failures.h"
 #include "store/key.h"
 #include "store/queue.h"
 #include "verb/send.h"
@@ -76,7 +78,10 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 	LedgerGuess ledger;
 	LedgerAnswer taken;
 	uint8		hash[HASH_LENGTH];
+	char		buffer[PHONE_SIZE];
 	int			attempts = verb_attempts(v);
+	int			retry_after = -1;
+	bool		read_again = false;
 	bool		right;
 
 	/* Hashed before the count: the key may be missing, memory may run out */
@@ -93,22 +98,30 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 	memset(&ledger, 0, sizeof(ledger));
 	ledger.workspace_id = v->workspace_id;
 	ledger.id = v->id;
-	ledger.phone = v->phone;
+	ledger.phone = phone_fold(v->phone, buffer);
 	ledger.created_xid = XidFromFullTransactionId(FullTransactionIdFromU64(v->created_xid));
 	ledger.expires_at = v->expires_at;
 	ledger.attempts = v->attempts;
 	ledger.max_attempts = v->max_attempts;
-	ledger.phone_failures = v->phone_failures;
-	ledger.phone_since = v->phone_since;
-	ledger.phone_limit = w != NULL && v->test_outcome == NULL ? w->failures_per_phone_day : 0;
+	ledger.committed = v->failures;
+	if (v->test_outcome == NULL)
+		failures_policy(w, &ledger.policy);
 	ledger.phone_settles = phone_settles;
 	ledger.now = now;
-	while ((taken = ledger_take(&ledger, &attempts, &answer->retry_after)) == LEDGER_STALE)
+	for (;;)
 	{
+		taken = ledger_take(&ledger, &attempts, &retry_after);
+
+		/*
+		 * A right guess may have committed, and another one been compared,
+		 * while this one waited for its row: refuse nobody for what is over.
+		 */
+		if (taken != LEDGER_STALE && (taken != LEDGER_COOLING || read_again))
+			break;
+		read_again = true;
 		ledger.phone_settles = ledger_phone_settles();
 		verification_phone_failures(v);
-		ledger.phone_failures = v->phone_failures;
-		ledger.phone_since = v->phone_since;
+		ledger.committed = v->failures;
 	}
 	switch (taken)
 	{
@@ -119,6 +132,7 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 		case LEDGER_COOLING:
 			answer->error = OTP_RATE_LIMIT_EXCEEDED;
 			answer->attempts_remaining = v->max_attempts - attempts;
+			answer->retry_after = retry_after;
 			return;
 		case LEDGER_FULL:
 			ereport(ERROR,
@@ -143,6 +157,8 @@ check_guess(Verification *v, const Workspace *w, uint32 phone_settles, const cha
 	if (right)
 	{
 		verification_set_verified(v, attempts, now);
+		if (ledger.in_row > 0)
+			failures_forgive(v->workspace_id, ledger.phone, 0, ledger.phone_total);
 		if (w != NULL && v->test_outcome == NULL)
 			guard_note_verified(w, v);
 

@@ -5,7 +5,7 @@
 
 \set SHOW_CONTEXT never
 SET client_min_messages = error;
-UPDATE otp.workspaces SET failures_per_phone_day = NULL;
+UPDATE otp.workspaces SET failures_per_phone_day = NULL, failure_delay = NULL;
 SELECT otp.set_test_number('+15550105001', '123456');
 -- All of it is for real phones, whose code this knows; test numbers come last
 CREATE FUNCTION pg_temp.guess(id text, guess text, OUT answer text) LANGUAGE sql AS $$
@@ -282,4 +282,4 @@ DELETE FROM otp.test_numbers;
 DELETE FROM otp.verifications;
 DELETE FROM otp.messages;
 DELETE FROM otp.phone_failures;
-UPDATE otp.workspaces SET failures_per_phone_day = 20;
+UPDATE otp.workspaces SET failures_per_phone_day = 20, failure_delay = '30 s';

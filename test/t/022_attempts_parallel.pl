@@ -165,7 +165,8 @@ foreach my $round (1 .. 3)
 	is($o->{otp_already_verified} + $o->{failed}, 23, 'the others come too late');
 }
 
-# Twenty wrong guesses over several codes of one phone are enough for a day
+# Twenty wrong guesses over several codes of one phone are enough for a day, when none has to wait
+$node->run('UPDATE otp.workspaces SET failure_delay = NULL');
 my $phone = '+15550229999';
 my @codes = map { [ $node->send($phone), undef ] } 1 .. 10;
 outcomes();
