@@ -17,7 +17,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = OTP::Cluster->start('main',
-	conf => [ 'max_connections = 50', 'restart_after_crash = on', 'max_prepared_transactions = 5', 'otp.delivery = off' ]);
+	conf => [
+		'max_connections = 50', 'restart_after_crash = on', 'max_prepared_transactions = 5', 'otp.delivery = off' ]);
 $node->install;
 $node->lift_limits;
 $node->run(<<'END');
