@@ -54,8 +54,9 @@ UPDATE otp.workspaces SET app_name = 'Shop', default_length = 8, default_expires
 	default_fallback_sms = true, default_template = 'login', sends_per_second = 500,
 	sends_per_phone_hour = 50, sends_per_phone_day = 99, resend_cooldown = NULL, max_attempts = 4,
 	failures_per_phone_day = 7, min_code_length = 6, max_expires_in = 700, require_context = true,
-	allowed_prefixes = '{+1,+44}', fallback_after = '12 s', sends_burst = 1000, failure_delay = '40 s', failure_delay_after = 6,
-	max_failures_in_row = 50, denied_prefixes = '{+1876}', sms_allowed_prefixes = '{+1}', whatsapp_denied_prefixes = '{+447}',
+	allowed_prefixes = '{+1,+44}', fallback_after = '12 s', sends_burst = 1000, failure_delay = '40 s',
+	failure_delay_after = 6, max_failures_in_row = 50, denied_prefixes = '{+1876}', sms_allowed_prefixes = '{+1}',
+	whatsapp_denied_prefixes = '{+447}',
 	credits_metered = true, fallback_credits = 2, refund_failed = true, credits_low = 5, guard_mode = 'record',
 	guard_exempt_prefixes = '{+1555}', policy_function = 'public.my_policy', policy_timeout = '2 s';
 CREATE FUNCTION public.my_policy(r otp.send_request) RETURNS text LANGUAGE sql
