@@ -25,6 +25,7 @@ $node->run(<<'END');
 CREATE ROLE policy;
 CREATE SCHEMA pol AUTHORIZATION policy;
 GRANT USAGE ON SCHEMA otp TO policy;
+GRANT USAGE ON TYPE otp.send_request TO policy;
 SET ROLE policy;
 CREATE TABLE pol.asked (phone text, answer text);
 CREATE TABLE pol.counter AS SELECT 0 AS n;
