@@ -27,6 +27,7 @@ static const char *const privileges[] = {
 	" otp.send_test_webhook(int, text), otp.replay_webhooks(int, timestamptz, bool)",
 	"EXECUTE ON FUNCTION otp.forget_phone(text, text)",
 	"SELECT ON otp.usage",
+	"SELECT ON otp.credit_balances, otp.credit_history",
 	"EXECUTE ON FUNCTION otp.stats_rest(), otp.usage_rest(), otp.histogram_sum(int[]), otp.histogram_percentile(int[], float8)",
 };
 

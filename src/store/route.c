@@ -78,7 +78,8 @@ route_load(int32 workspace_id, Route *route)
 			  "SELECT w.app_name,"
 			  " CASE WHEN w.whatsapp_enabled THEN coalesce(w.whatsapp_account, 0) ELSE 0 END,"
 			  " CASE WHEN w.sms_enabled THEN coalesce(w.sms_account, 0) ELSE 0 END,"
-			  " coalesce((extract(epoch FROM w.fallback_after) * 1000000)::int8, 0)"
+			  " coalesce((extract(epoch FROM w.fallback_after) * 1000000)::int8, 0),"
+			  " w.credits_metered AND w.fallback_credits > 0, w.refund_failed"
 			  " FROM otp.workspaces w WHERE w.workspace_id = $1",
 			  1, types);
 	values[0] = Int32GetDatum(workspace_id);
@@ -91,6 +92,8 @@ route_load(int32 workspace_id, Route *route)
 	route->whatsapp_account = DatumGetInt32(column_datum(2, &isnull));
 	route->sms_account = DatumGetInt32(column_datum(3, &isnull));
 	route->fallback_us = DatumGetInt64(column_datum(4, &isnull));
+	route->prices_fallback = DatumGetBool(column_datum(5, &isnull));
+	route->refunds = DatumGetBool(column_datum(6, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 	return true;
 }

@@ -19,6 +19,8 @@ typedef struct Route
 	int32		whatsapp_account;	/* 0: none, or the module is off */
 	int32		sms_account;
 	int64		fallback_us;	/* to SMS, without a receipt; 0: never */
+	bool		prices_fallback;	/* it costs credits */
+	bool		refunds;		/* what has failed costs none */
 	char	   *app_name;
 } Route;
 

@@ -20,6 +20,7 @@
 
 EXPORTED_FUNCTION(otp_note_change);
 EXPORTED_FUNCTION(otp_replace_seed);
+EXPORTED_FUNCTION(otp_refuse_change);
 
 /* Have all sessions read the configuration again */
 Datum
@@ -90,4 +91,22 @@ otp_replace_seed(PG_FUNCTION_ARGS)
 		owner_leave(&scope);
 	}
 	return PointerGetDatum(tuple);
+}
+
+/* Let rows be added, and nothing else */
+Datum
+otp_refuse_change(PG_FUNCTION_ARGS)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function was not called by a trigger")));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("rows of table \"%s\" cannot be changed or deleted",
+					RelationGetRelationName(((TriggerData *) fcinfo->context)->tg_relation)),
+			 errhint("They are a record: what is wrong is put right by a row that is added."),
+			 errhidestmt(true),
+			 errhidecontext(true)));
+	return PointerGetDatum(NULL);
 }

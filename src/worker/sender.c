@@ -94,6 +94,7 @@ static TimestampTz next_webhooks;
 static TimestampTz next_jobs;
 static TimestampTz next_retention;
 static TimestampTz next_rollup;
+static TimestampTz next_credits;
 static WaitEventSet *wait_set;
 static uint32 wait_event;
 
@@ -231,7 +232,10 @@ work_aside(TimestampTz now)
 		next_retention = retention_turn(now);
 	if (now >= next_rollup)
 		next_rollup = rollup_turn(now);
-	return Min(Min(next_retention, next_rollup), otp_delivery ? Min(next_webhooks, next_jobs) : next_rollup);
+	if (now >= next_credits)
+		next_credits = credits_turn(now);
+	return Min(Min(Min(next_retention, next_rollup), next_credits),
+			   otp_delivery ? Min(next_webhooks, next_jobs) : next_rollup);
 }
 
 /* ---- start and end ---- */
