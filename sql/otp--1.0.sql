@@ -621,14 +621,6 @@ FROM (
 COMMENT ON VIEW otp.credit_balances IS
 'What each workspace has left: balance; added, the sum of otp.credit_history; and spent on sends and resends. A balance below 0 is what fallbacks have cost when there was nothing left. metered: whether sends cost anything at all.';
 
-CREATE VIEW otp.credit_history WITH (security_barrier) AS
-SELECT w.name AS workspace, l.entry_id, l.at, l.kind, l.amount, l.reference, otp.format_id(l.verification_id) AS otp_id, l.role
-FROM otp.credit_ledger l
-JOIN otp.workspaces w USING (workspace_id)
-WHERE l.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
-COMMENT ON VIEW otp.credit_history IS
-'Everything that has changed a balance, but for sends and resends: kind is top_up, correction, fallback (an SMS that a workspace with fallback_credits has paid for) or refund. role is NULL for what the sender did.';
-
 /* ---------------------------------------------------------------- limits */
 
 /* ----------------------------------------------------------------- guard */
@@ -1044,6 +1036,14 @@ LEFT JOIN otp.provider_errors e ON e.provider = a.provider AND e.code = m.provid
 WHERE v.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
 COMMENT ON VIEW otp.deliveries IS
 'One row per message, and one per verification without any: what became of it, why, and what to do. By phone: SELECT * FROM otp.deliveries WHERE phone = $1 ORDER BY created_at DESC.';
+
+CREATE VIEW otp.credit_history WITH (security_barrier) AS
+SELECT w.name AS workspace, l.entry_id, l.at, l.kind, l.amount, l.reference, otp.format_id(l.verification_id) AS otp_id, l.role
+FROM otp.credit_ledger l
+JOIN otp.workspaces w USING (workspace_id)
+WHERE l.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
+COMMENT ON VIEW otp.credit_history IS
+'Everything that has changed a balance, but for sends and resends: kind is top_up, correction, fallback (an SMS that a workspace with fallback_credits has paid for) or refund. role is NULL for what the sender did.';
 
 CREATE VIEW otp.webhook_endpoint_list WITH (security_barrier) AS
 SELECT w.name AS workspace, e.endpoint_id, e.url, e.events, e.description, e.status, e.disabled_reason, e.disabled_at,

@@ -30,7 +30,6 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
@@ -38,6 +37,7 @@
 #include "utils/timestamp.h"
 
 #include "base/error.h"
+#include "base/xact_wait.h"
 #include "store/credit.h"
 #include "store/outbox.h"
 #include "store/plan.h"
@@ -93,7 +93,10 @@ take_from_own(int32 workspace_id)
 {
 	static SPIPlanPtr plan = NULL;
 
-	/* By the key, not by ctid: what is locked may be a newer version than the snapshot shows */
+	/*
+	 * By the key, not by ctid: what is locked may be a newer version than the
+	 * snapshot shows
+	 */
 	return take_one(&plan,
 					"UPDATE otp.credits c SET amount = c.amount - 1 WHERE c.workspace_id = $1 AND c.amount > 0"
 					" AND c.stripe = (SELECT s.stripe FROM otp.credits s WHERE s.workspace_id = $1 AND s.stripe = $2"
@@ -116,14 +119,15 @@ take_from_any(int32 workspace_id)
 
 /*
  * Wait for a transaction that holds something which may come back; false when
- * one snapshot shows that there is nothing.
+ * one snapshot shows that there is nothing. *since is when waiting began, 0
+ * the first time.
  *
  * Not by a statement that waits for the row: it would follow one holder after
  * the other, however old its snapshot is by then, and end in a serialization
  * failure in the stricter isolation levels.
  */
 static bool
-wait_for_holder(int32 workspace_id)
+wait_for_holder(int32 workspace_id, TimestampTz *since)
 {
 	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {INT4OID};
@@ -140,7 +144,10 @@ wait_for_holder(int32 workspace_id)
 	if (SPI_processed == 0)
 		return false;
 
-	/* The youngest is least likely to be an idle one */
+	/*
+	 * The youngest is least likely to be an idle one. Should it be, the
+	 * others are looked at again before long.
+	 */
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
@@ -155,9 +162,10 @@ wait_for_holder(int32 workspace_id)
 	}
 	SPI_freetuptable(SPI_tuptable);
 
-	/* Deadlocks are found, and lock_timeout holds, as for any wait for a row */
+	if (*since == 0)
+		*since = GetCurrentTimestamp();
 	if (TransactionIdIsValid(youngest))
-		XactLockTableWait(youngest, NULL, NULL, XLTW_None);
+		(void) xact_wait(youngest, *since);
 	else
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -242,11 +250,13 @@ take_from_changes(int32 workspace_id)
 int
 credit_take(const Workspace *w)
 {
+	TimestampTz since = 0;
+
 	if (!w->credits_metered)
 		return 0;
 	while (!take_from_own(w->workspace_id) && !take_from_any(w->workspace_id) && !take_from_changes(w->workspace_id))
 	{
-		if (!wait_for_holder(w->workspace_id))
+		if (!wait_for_holder(w->workspace_id, &since))
 			error_raise(OTP_INSUFFICIENT_CREDITS, "the workspace has no credits left",
 						"The owner of the extension can add some by otp.add_credits.", -1, NULL);
 	}
@@ -446,7 +456,10 @@ credit_enter(int32 workspace_id, int64 amount, const char *reference, const char
 void
 credit_add(int32 workspace_id, int64 amount)
 {
-	/* Half of the stripes stay free: sends need not wait for the end of this transaction */
+	/*
+	 * Half of the stripes stay free: sends need not wait for the end of this
+	 * transaction
+	 */
 	add_to_stripes(workspace_id, amount, HOLD_HALF);
 
 	/* It may be above credits_low now */
@@ -458,6 +471,7 @@ bool
 credit_remove(int32 workspace_id, int64 amount)
 {
 	int64		changes = 0;
+	TimestampTz since = 0;
 	Held		held;
 
 	for (;;)
@@ -468,7 +482,7 @@ credit_remove(int32 workspace_id, int64 amount)
 			break;
 		if (credit_balance(workspace_id) + changes < amount)
 			return false;
-		(void) wait_for_holder(workspace_id);
+		(void) wait_for_holder(workspace_id, &since);
 	}
 	if (held.n > 0)
 		share_out(workspace_id, &held, held.sum + changes - amount);

@@ -456,7 +456,10 @@ take_failed(ReceiptItem *item, Change *change, const MessageRecord *records, int
 	}
 	judge_failed(o, &j, another_stands, now);
 
-	/* Nothing follows, because another one stands: this one has failed all the same */
+	/*
+	 * Nothing follows, because another one stands: this one has failed all
+	 * the same
+	 */
 	if (another_stands && !chain_delivered &&
 		(o->place == OWED_FOLLOWED || (o->place == OWED_FLIES && o->after == END_NONE)))
 		credits_note_failed(o);
