@@ -33,7 +33,7 @@
 #define LOOK_MS 1000
 #define ROUND_MS 60000
 
-/* Workspaces that a step looks at, and how long it may take for more than one; how many times as long as it takes the pause is */
+/* Workspaces that a step looks at, and how long it may take for more than one; how many times as long the pause is */
 #define STEP_WITH 8
 #define STEP_US 3000
 #define PAUSE_TIMES 4
