@@ -107,6 +107,8 @@ CREATE TABLE otp.workspaces (
 	seeded bool NOT NULL DEFAULT false		-- still as CREATE EXTENSION made it: a restored row replaces it
 );
 
+CREATE INDEX workspaces_metered ON otp.workspaces (workspace_id) WHERE credits_metered;
+
 -- What a policy function is asked about.
 CREATE TYPE otp.send_request AS (
 	workspace text,
@@ -166,13 +168,25 @@ CREATE TABLE otp.credits (
 	PRIMARY KEY (workspace_id, stripe)
 ) WITH (fillfactor = 20);
 
--- What the sender has added or taken and not yet put into the stripes.
+-- What was added or taken and is not in the stripes yet: the sender puts it there. A debt stays until there are credits;
+-- a 0 asks the sender to look at the balance.
 CREATE TABLE otp.credit_changes (
 	workspace_id int NOT NULL,
 	amount int8 NOT NULL,
 	changed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
+CREATE INDEX credit_changes_workspace ON otp.credit_changes (workspace_id);
 ALTER TABLE otp.credit_changes REPLICA IDENTITY FULL;
+
+-- When a workspace's credits were low, and what its endpoints were told. Written only by the sender.
+CREATE TABLE otp.credit_warnings (
+	workspace_id int NOT NULL,
+	told_at timestamptz NOT NULL,
+	balance int8 NOT NULL,
+	credits_low int8 NOT NULL,
+	over_at timestamptz,					-- NULL: they still are
+	PRIMARY KEY (workspace_id, told_at)
+);
 
 -- Everything that has changed a balance, but for sends and resends. Rows are only ever added.
 CREATE TABLE otp.credit_ledger (
@@ -183,10 +197,13 @@ CREATE TABLE otp.credit_ledger (
 	kind text NOT NULL CHECK (kind IN ('top_up', 'correction', 'fallback', 'refund')),
 	reference text,							-- the caller's; the same one counts once
 	verification_id uuid,					-- of a fallback or refund
+	number int2,							-- likewise: of the message, or of the one that its fallback stands in for
 	role text								-- who added; NULL is the sender
 );
 CREATE INDEX credit_ledger_workspace ON otp.credit_ledger (workspace_id, at);
 CREATE UNIQUE INDEX credit_ledger_reference ON otp.credit_ledger (workspace_id, reference);
+-- Whatever the sender meets twice counts once
+CREATE UNIQUE INDEX credit_ledger_message ON otp.credit_ledger (verification_id, kind, number) WHERE verification_id IS NOT NULL;
 ALTER TABLE otp.credit_ledger REPLICA IDENTITY FULL;
 
 -- Who changed the configuration, and when. Rows are only ever added.
@@ -384,9 +401,9 @@ CREATE TABLE otp.webhook_outbox (
 	origin int8 NOT NULL,					-- the server and database that queued it
 	workspace_id int NOT NULL,
 	endpoint_id int NOT NULL,
-	verification_id uuid,					-- NULL: a test webhook
+	verification_id uuid,					-- NULL: a test webhook, or one about the workspace
 	slot int2 NOT NULL,						-- the verification's
-	number int2 NOT NULL,					-- the message that the event is about; 0: none
+	number int2 NOT NULL,					-- the message that the event is about; 0: none; -1: it is about the workspace
 	event text NOT NULL,
 	occurred_at timestamptz NOT NULL,
 	tries int2 NOT NULL DEFAULT 0,			-- how far it has come in the schedule
@@ -686,6 +703,32 @@ COMMENT ON VIEW otp.api_key_list IS
 
 /* --------------------------------------------------------------- credits */
 
+CREATE FUNCTION otp.add_credits(workspace text, amount int8, reference text = NULL) RETURNS int8
+AS 'MODULE_PATHNAME', 'otp_add_credits' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.add_credits IS
+'Give a workspace credits, in this transaction. For the extension''s owner.
+amount: up to 1e12; a negative one is a correction, which takes what is there and not more, and waits for open transactions that hold some of it. reference: what they were bought by, such as a payment''s id, up to 255 bytes: the same reference and amount again adds nothing.
+Result: the balance. Errors: 22023 (also for a reference that was used with another amount), 42501, 42704 for an unknown workspace, OT402 insufficient_credits for a correction by more than there is.';
+
+CREATE FUNCTION otp.refuse_change() RETURNS trigger
+AS 'MODULE_PATHNAME', 'otp_refuse_change' LANGUAGE C;
+COMMENT ON FUNCTION otp.refuse_change IS 'Let rows be added to a table, and nothing else be done with them.';
+
+CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON otp.credit_ledger
+	FOR EACH STATEMENT EXECUTE FUNCTION otp.refuse_change();
+ALTER TABLE otp.credit_ledger ENABLE ALWAYS TRIGGER refuse_change;
+
+CREATE VIEW otp.credit_balances WITH (security_barrier) AS
+SELECT b.workspace, b.metered, b.balance, b.added, b.added - b.balance AS spent, b.credits_low
+FROM (
+	SELECT w.name AS workspace, w.credits_metered AS metered, w.credits_low,
+		(coalesce((SELECT pg_catalog.sum(c.amount) FROM otp.credits c WHERE c.workspace_id = w.workspace_id), 0)
+			+ coalesce((SELECT pg_catalog.sum(c.amount) FROM otp.credit_changes c WHERE c.workspace_id = w.workspace_id), 0))::int8 AS balance,
+		coalesce((SELECT pg_catalog.sum(l.amount) FROM otp.credit_ledger l WHERE l.workspace_id = w.workspace_id), 0)::int8 AS added
+	FROM otp.granted_workspaces g JOIN otp.workspaces w USING (workspace_id)) b;
+COMMENT ON VIEW otp.credit_balances IS
+'What each workspace has left: balance; added, the sum of otp.credit_history; and spent on sends and resends. A balance below 0 is what fallbacks have cost when there was nothing left. metered: whether sends cost anything at all.';
+
 /* ---------------------------------------------------------------- limits */
 
 CREATE FUNCTION otp.rate_limit_status(
@@ -768,9 +811,6 @@ COMMENT ON VIEW otp.guard_decisions IS
 CREATE FUNCTION otp.audit_change() RETURNS trigger
 AS 'MODULE_PATHNAME', 'otp_audit_change' LANGUAGE C;
 COMMENT ON FUNCTION otp.audit_change IS 'Write down in otp.audit_entries who changes the configuration.';
-CREATE FUNCTION otp.refuse_change() RETURNS trigger
-AS 'MODULE_PATHNAME', 'otp_refuse_change' LANGUAGE C;
-COMMENT ON FUNCTION otp.refuse_change IS 'Let rows be added to a table, and nothing else be done with them.';
 
 CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE OR TRUNCATE ON otp.audit_entries
 	FOR EACH STATEMENT EXECUTE FUNCTION otp.refuse_change();
@@ -812,7 +852,7 @@ CREATE FUNCTION otp.create_webhook_endpoint(
 AS 'MODULE_PATHNAME', 'otp_create_webhook_endpoint' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.create_webhook_endpoint IS
 'Have what happens to the verifications of a workspace told to a URL, signed by the Standard Webhooks scheme. For roles that the workspace is granted to.
-url: https, up to 2000 characters. events: otp.sent, otp.delivered, otp.verified, otp.expired, otp.failed, otp.sms_fallback; NULL is all. workspace: NULL is otp.workspace, else the only one granted.
+url: https, up to 2000 characters. events: otp.sent, otp.delivered, otp.verified, otp.expired, otp.failed, otp.sms_fallback, credits.low; NULL is all. workspace: NULL is otp.workspace, else the only one granted.
 Result: endpoint_id, and the secret that signs, whsec_...: it is shown this once.
 Errors: 22023, 42501, 54000 for more than 16 endpoints in a workspace, OT500.';
 
@@ -1215,6 +1255,14 @@ WHERE v.workspace_id + 0 = ANY ((SELECT otp.my_workspaces())::int[]);
 COMMENT ON VIEW otp.deliveries IS
 'One row per message, and one per verification without any: what became of it, why, and what to do. By phone: SELECT * FROM otp.deliveries WHERE phone = $1 ORDER BY created_at DESC.';
 
+CREATE VIEW otp.credit_history WITH (security_barrier) AS
+SELECT w.name AS workspace, l.entry_id, l.at, l.kind, l.amount, l.reference, otp.format_id(l.verification_id) AS otp_id, l.role
+FROM otp.credit_ledger l
+JOIN otp.granted_workspaces w USING (workspace_id)
+WHERE l.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
+COMMENT ON VIEW otp.credit_history IS
+'Everything that has changed a balance, but for sends and resends: kind is top_up, correction, fallback (an SMS that a workspace with fallback_credits has paid for) or refund. role is NULL for what the sender did.';
+
 CREATE VIEW otp.webhook_endpoint_list WITH (security_barrier) AS
 SELECT w.name AS workspace, e.endpoint_id, e.url, e.events, e.description, e.status, e.disabled_reason, e.disabled_at,
 	e.failing_since, e.created_at,
@@ -1235,7 +1283,7 @@ JOIN otp.granted_workspaces w USING (workspace_id)
 LEFT JOIN otp.webhook_endpoints e ON e.workspace_id = a.workspace_id AND e.endpoint_id = a.endpoint_id
 WHERE a.workspace_id = ANY ((SELECT otp.my_workspaces())::int[]);
 COMMENT ON VIEW otp.webhook_deliveries IS
-'One row per attempt to deliver a webhook, for as long as otp.retention says. otp_id is NULL for a test webhook, url for an endpoint that was deleted.';
+'One row per attempt to deliver a webhook, for as long as otp.retention says. otp_id is NULL for a test webhook and for one about the workspace, url for an endpoint that was deleted.';
 
 /* ------------------------------------------------------------ statistics */
 
@@ -1602,6 +1650,7 @@ SELECT pg_catalog.pg_extension_config_dump('otp.api_keys_key_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.api_key_uses', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.credits', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.credit_changes', '');
+SELECT pg_catalog.pg_extension_config_dump('otp.credit_warnings', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.credit_ledger', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.credit_ledger_entry_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('otp.audit_entries', '');

@@ -68,6 +68,13 @@
 #define compat_lxid() (MyProc->lxid)
 #endif
 
+/* Since 17, a variable has the number of this process, from 0 on; before, its PGPROC. Needs storage/proc.h. */
+#if PG_VERSION_NUM >= 170000
+#define compat_process_number() MyProcNumber
+#else
+#define compat_process_number() (MyProc->pgprocno)
+#endif
+
 /* Later minor releases mark a database whose removal was cut short. */
 #ifndef DATCONNLIMIT_INVALID_DB
 #define DATCONNLIMIT_INVALID_DB -2

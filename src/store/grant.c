@@ -33,6 +33,7 @@ static const char *const privileges[] = {
 	"EXECUTE ON FUNCTION otp.guard_status(text), otp.guard_unwritten()",
 	"SELECT ON otp.api_key_list, otp.audit",
 	"EXECUTE ON FUNCTION otp.recent_key_uses()",
+	"SELECT ON otp.credit_balances, otp.credit_history",
 	"EXECUTE ON FUNCTION otp.stats_rest(), otp.usage_rest(), otp.histogram_sum(int[]), otp.histogram_percentile(int[], float8)",
 };
 

@@ -44,8 +44,8 @@
 
 /* What is read of a row; the order is take_row's */
 #define ROW_COLUMNS "SELECT id, ctid, xid, origin, due_at, expires_at, workspace_id, slot, number, tries, unknown," \
-	" kind, channel FROM otp.outbox "
-#define ROW_NCOLUMNS 13
+	" kind, channel, credits FROM otp.outbox "
+#define ROW_NCOLUMNS 14
 
 /* ---- helpers ---- */
 
@@ -202,6 +202,7 @@ take_row(HeapTuple tuple, TupleDesc desc, OutboxRow *row)
 		text_is(values[11], "canceled") ? OUTBOX_CANCELED :
 		text_is(values[11], "receipts") ? OUTBOX_RECEIPTS : OUTBOX_JOB;
 	row->sms = !nulls[12] && text_is(values[12], "sms");
+	row->credits = DatumGetInt16(values[13]);
 }
 
 /* Copy SPI's rows */

@@ -35,6 +35,7 @@ typedef struct OutboxRow
 	OutboxKind	kind;
 	bool		sms;			/* channel of a message, which is whatsapp
 								 * otherwise */
+	int16		credits;		/* paid for a message, without its fallback */
 } OutboxRow;
 
 /* A transaction that was open when the position passed it */

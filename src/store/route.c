@@ -82,7 +82,8 @@ route_load(int32 workspace_id, Route *route)
 			  "SELECT w.app_name,"
 			  " CASE WHEN w.whatsapp_enabled THEN coalesce((" ACCOUNT_OF("whatsapp") "), 0) ELSE 0 END,"
 			  " CASE WHEN w.sms_enabled THEN coalesce((" ACCOUNT_OF("sms") "), 0) ELSE 0 END,"
-			  " coalesce((extract(epoch FROM w.fallback_after) * 1000000)::int8, 0), w.whatsapp_sender, w.sms_sender"
+			  " coalesce((extract(epoch FROM w.fallback_after) * 1000000)::int8, 0), w.whatsapp_sender, w.sms_sender,"
+			  " w.credits_metered AND w.fallback_credits > 0, w.refund_failed"
 			  " FROM otp.workspaces w WHERE w.workspace_id = $1",
 			  1, types);
 	values[0] = Int32GetDatum(workspace_id);
@@ -97,6 +98,8 @@ route_load(int32 workspace_id, Route *route)
 	route->fallback_us = DatumGetInt64(column_datum(4, &isnull));
 	route->whatsapp_sender = column_text(5, context);
 	route->sms_sender = column_text(6, context);
+	route->prices_fallback = DatumGetBool(column_datum(7, &isnull));
+	route->refunds = DatumGetBool(column_datum(8, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 	return true;
 }

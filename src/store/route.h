@@ -21,6 +21,8 @@ typedef struct Route
 	char	   *whatsapp_sender;	/* in place of the account's; NULL: that */
 	char	   *sms_sender;
 	int64		fallback_us;	/* to SMS, without a receipt; 0: never */
+	bool		prices_fallback;	/* it costs credits */
+	bool		refunds;		/* what has failed costs none */
 	char	   *app_name;
 } Route;
 

@@ -23,7 +23,7 @@
 #include "store/webhook.h"
 
 const char *const webhook_events[WEBHOOK_EVENTS] = {
-	"otp.sent", "otp.delivered", "otp.verified", "otp.expired", "otp.failed", "otp.sms_fallback"
+	"otp.sent", "otp.delivered", "otp.verified", "otp.expired", "otp.failed", "otp.sms_fallback", "credits.low"
 };
 
 static const char *const status_names[] = {"enabled", "paused", "disabled"};
@@ -426,7 +426,7 @@ row_column(const WebhookRow *rows, size_t stride, const int *members, int n, int
 				break;
 			case 3:
 				values[i] = UUIDPGetDatum(&r->verification_id);
-				nulls[i] = r->test;
+				nulls[i] = r->test || r->of_workspace;
 				break;
 			case 4:
 				values[i] = Int16GetDatum(r->slot);
@@ -498,11 +498,12 @@ take_rows(WebhookRow *rows, bool *wanted)
 		row->id = *DatumGetUUIDP(v[0]);
 		row->workspace_id = DatumGetInt32(v[1]);
 		row->endpoint_id = DatumGetInt32(v[2]);
-		row->test = nulls[3];
-		if (!row->test)
-			row->verification_id = *DatumGetUUIDP(v[3]);
 		row->slot = DatumGetInt16(v[4]);
 		row->number = DatumGetInt16(v[5]);
+		row->of_workspace = nulls[3] && row->number == WEBHOOK_NUMBER_WORKSPACE;
+		row->test = nulls[3] && !row->of_workspace;
+		if (!nulls[3])
+			row->verification_id = *DatumGetUUIDP(v[3]);
 		strlcpy(row->event, TextDatumGetCString(v[6]), sizeof(row->event));
 		row->occurred_at = DatumGetTimestampTz(v[7]);
 		row->tries = DatumGetInt16(v[8]);
@@ -739,7 +740,7 @@ webhook_read_attempts(int leaf, int32 workspace_id, int32 endpoint_id, WebhookPo
 		if (!wanted[i])
 			continue;
 		rows[n] = rows[i];
-		rows[n].slot = rows[n].test ? 0 : ulid_slot(&rows[n].verification_id);
+		rows[n].slot = rows[n].test || rows[n].of_workspace ? 0 : ulid_slot(&rows[n].verification_id);
 		n++;
 	}
 	MemoryContextSwitchTo(context);
@@ -818,20 +819,56 @@ load_sources_leaf(int leaf, const WebhookRow *rows, WebhookSource *sources, cons
 	SPI_freetuptable(SPI_tuptable);
 }
 
+/* Read what rows about workspaces tell of */
+static void
+load_sources_workspaces(const WebhookRow *rows, WebhookSource *sources, const int *members, int count)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT4ARRAYOID, TIMESTAMPTZARRAYOID};
+	Datum		values[2];
+
+	plan_keep(&plan,
+			  "SELECT k.n, c.balance, c.credits_low FROM unnest($1, $2) WITH ORDINALITY k (workspace_id, told_at, n)"
+			  " JOIN otp.credit_warnings c ON c.workspace_id = k.workspace_id AND c.told_at = k.told_at",
+			  lengthof(types), types);
+	values[0] = row_column(rows, sizeof(WebhookRow), members, count, 1);
+	values[1] = row_column(rows, sizeof(WebhookRow), members, count, 7);
+	plan_run(plan, values, NULL, NULL, true, 0);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		Datum		v[3];
+		bool		nulls[3];
+		WebhookSource *s;
+
+		heap_deform_tuple(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, v, nulls);
+		s = &sources[members[DatumGetInt64(v[0]) - 1]];
+		s->found = true;
+		s->balance = DatumGetInt64(v[1]);
+		s->credits_low = DatumGetInt64(v[2]);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
 /* Read what rows tell of */
 void
 webhook_load_sources(const WebhookRow *rows, WebhookSource *sources, int n)
 {
 	MemoryContext context = CurrentMemoryContext;
 	int		   *members = palloc(n * sizeof(int));
+	int			nworkspaces = 0;
 
 	memset(sources, 0, n * sizeof(WebhookSource));
+	for (int i = 0; i < n; i++)
+		if (rows[i].of_workspace)
+			members[nworkspaces++] = i;
+	if (nworkspaces > 0)
+		load_sources_workspaces(rows, sources, members, nworkspaces);
 	for (int leaf = 0; leaf < ULID_SLOTS; leaf++)
 	{
 		int			count = 0;
 
 		for (int i = 0; i < n; i++)
-			if (!rows[i].test && rows[i].slot == leaf)
+			if (!rows[i].test && !rows[i].of_workspace && rows[i].slot == leaf)
 				members[count++] = i;
 		if (count > 0)
 			load_sources_leaf(leaf, rows, sources, members, count, context);

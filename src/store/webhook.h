@@ -19,7 +19,10 @@
 #define WEBHOOK_SECRET_LENGTH 32
 
 /* The events that there are, in the order of EventKind */
-#define WEBHOOK_EVENTS 6
+#define WEBHOOK_EVENTS 7
+
+/* In place of a message's number: the event is about the workspace */
+#define WEBHOOK_NUMBER_WORKSPACE (-1)
 
 extern const char *const webhook_events[WEBHOOK_EVENTS];
 
@@ -97,7 +100,8 @@ typedef struct WebhookRow
 	pg_uuid_t	id;
 	int32		workspace_id;
 	int32		endpoint_id;
-	bool		test;			/* no verification */
+	bool		test;			/* made up: no verification */
+	bool		of_workspace;	/* about that: likewise */
 	pg_uuid_t	verification_id;
 	int16		slot;
 	int16		number;
@@ -183,6 +187,10 @@ typedef struct WebhookSource
 	char	   *first_detail;
 	int			first_code;
 	bool		first_silent;	/* accepted, but nothing was heard of it */
+
+	/* of a workspace, in place of all this */
+	int64		balance;
+	int64		credits_low;
 } WebhookSource;
 
 /* Read what rows tell of, by one statement per leaf. */

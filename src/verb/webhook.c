@@ -54,7 +54,7 @@ check_event(const char *event)
 		if (strcmp(event, webhook_events[i]) == 0)
 			return;
 	error_invalid_argument("there is no such event",
-						   "It is otp.sent, otp.delivered, otp.verified, otp.expired, otp.failed or otp.sms_fallback.");
+						   "It is otp.sent, otp.delivered, otp.verified, otp.expired, otp.failed, otp.sms_fallback or credits.low.");
 }
 
 /* Check an array of events */

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * event.c
- *	  Tell what happens to verifications.
+ *	  Tell what happens to verifications and workspaces.
  *
  * Webhooks are queued in the transaction that makes an event true, and so are
  * as sure as the event. NOTIFY is not: it comes after the commit, in a
@@ -95,11 +95,21 @@ add_note(const char *channel, const Event *event)
 		notes_size = Max(notes_size * 2, 64);
 		notes = notes == NULL ? palloc(notes_size * sizeof(Notice)) : repalloc(notes, notes_size * sizeof(Notice));
 	}
-	ulid_format(&event->id, id);
 	initStringInfo(&payload);
-	appendStringInfo(&payload, "{\"event\":\"%s\",\"otp_id\":\"%s\",\"at\":\"%04d-%02d-%02dT%02d:%02d:%02d.%03dZ\"}",
-					 event_name(event->kind), id, tm.tm_year, tm.tm_mon, tm.tm_mday,
-					 tm.tm_hour, tm.tm_min, tm.tm_sec, (int) fraction / 1000);
+	appendStringInfo(&payload, "{\"event\":\"%s\",", event_name(event->kind));
+	if (event->kind == EVENT_CREDITS_LOW)
+	{
+		/* No character of a name needs escaping */
+		appendStringInfo(&payload, "\"workspace\":\"%s\",\"balance\":" INT64_FORMAT ",", event->workspace, event->balance);
+		appendStringInfo(&payload, "\"credits_low\":" INT64_FORMAT ",", event->low);
+	}
+	else
+	{
+		ulid_format(&event->id, id);
+		appendStringInfo(&payload, "\"otp_id\":\"%s\",", id);
+	}
+	appendStringInfo(&payload, "\"at\":\"%04d-%02d-%02dT%02d:%02d:%02d.%03dZ\"}",
+					 tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec, (int) fraction / 1000);
 	notes[nnotes].channel = pstrdup(channel);
 	notes[nnotes].payload = payload.data;
 	nnotes++;

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * event.h
- *	  What happens to verifications, told to webhook endpoints and by NOTIFY.
+ *	  What happens to verifications and workspaces, told to webhook endpoints
+ *	  and by NOTIFY.
  *
  * Events are noted in the transaction that makes them true: there, each
  * endpoint that wants one gets its row of otp.webhook_outbox.
@@ -21,10 +22,12 @@ typedef enum EventKind
 	EVENT_VERIFIED,
 	EVENT_EXPIRED,
 	EVENT_FAILED,
-	EVENT_SMS_FALLBACK
+	EVENT_SMS_FALLBACK,
+	EVENT_CREDITS_LOW			/* about a workspace; the others, about a
+								 * verification */
 } EventKind;
 
-#define EVENT_KINDS (EVENT_SMS_FALLBACK + 1)
+#define EVENT_KINDS (EVENT_CREDITS_LOW + 1)
 
 typedef struct Event
 {
@@ -34,6 +37,11 @@ typedef struct Event
 	int16		number;			/* the message that it is about; 0: none */
 	pg_uuid_t	id;				/* of the verification */
 	TimestampTz at;
+
+	/* of one about a workspace, in place of slot, number and id */
+	const char *workspace;
+	int64		balance;
+	int64		low;
 } Event;
 
 /* The name of an event, such as "otp.sent". */

@@ -152,6 +152,7 @@ owed_clear_outcome(Owed *o)
 	o->end = END_NONE;
 	o->again = false;
 	o->late = false;
+	o->served = false;
 }
 
 /* Keep in mind whose a row was */

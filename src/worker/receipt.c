@@ -416,6 +416,7 @@ take_failed(ReceiptItem *item, Change *change, const MessageRecord *records, int
 	Owed	   *o;
 	Judgement	j;
 	bool		another_stands = false;
+	bool		chain_delivered = false;
 
 	if (m->delivered_at != 0 || m->failed_at != 0)
 		return;
@@ -459,8 +460,18 @@ take_failed(ReceiptItem *item, Change *change, const MessageRecord *records, int
 		if (other->delivered_at != 0 ||
 			(m->number > 2 && other->sent_at != 0 && other->failed_at == 0))
 			another_stands = true;
+		if (other->delivered_at != 0 && (other->number + 1) / 2 == (m->number + 1) / 2)
+			chain_delivered = true;
 	}
 	judge_failed(o, &j, another_stands, now);
+
+	/*
+	 * Nothing follows, because another one stands: this one has failed all
+	 * the same
+	 */
+	if (another_stands && !chain_delivered &&
+		(o->place == OWED_FOLLOWED || (o->place == OWED_FLIES && o->after == END_NONE)))
+		credits_note_failed(o);
 }
 
 /* Note that receipts come from the number that a message was sent from */

@@ -8,7 +8,8 @@
  * of it, as sender_judge.c has decided. owed.c holds the messages in memory;
  * follow.c waits with those that were accepted for the end of their
  * verifications, and receipt.c takes in what providers tell of them.
- * account.c knows the provider accounts and their breakers.
+ * account.c knows the provider accounts and their breakers, credit.c what
+ * messages give back to a balance, or cost besides.
  *
  *-------------------------------------------------------------------------
  */
@@ -215,6 +216,7 @@ struct Owed
 	bool		over;			/* while it flies or is written: the
 								 * verification has ended */
 	bool		gone;			/* its row is being deleted */
+	bool		forsaken;		/* its verification has failed without it */
 	OwedEnd		after;			/* while a question flies: what has come in
 								 * between */
 	TimestampTz started_at;
@@ -229,6 +231,8 @@ struct Owed
 	bool		unknown;		/* nobody knows whether it was sent */
 	bool		again;			/* was accepted, and is sent once more */
 	bool		late;			/* not delivered in time */
+	bool		served;			/* it, or what it stands in for, has come so
+								 * far that it is not given back */
 	TimestampTz ended_at;
 	TimestampTz retry_at;
 	int			http_status;
@@ -439,6 +443,26 @@ extern void claim_undo(bool blame, const char *why, TimestampTz now);
 extern void settle_write(bool receipts);
 extern void settle_done(TimestampTz now);
 extern void settle_undo(bool blame);
+
+/* Credits (credit.c); upkeep.h has the rest of it */
+
+/*
+ * Note that a fallback was accepted, or that a message has failed, and its
+ * fallback, too, if there was one: whose price is to be taken, or given back,
+ * in this transaction. No harm is done by noting it twice.
+ */
+extern void credits_note_fallback(const Owed *o);
+extern void credits_note_failed(const Owed *o);
+
+/* Would it be given back, if it failed? */
+extern bool credits_returnable(const Owed *o);
+
+/* Forget what was noted, before a transaction notes anything; write it. */
+extern void credits_begin(void);
+extern void credits_write(void);
+
+/* The balance of a workspace has changed: to be looked at. */
+extern void credits_touch(int32 workspace_id);
 
 /* Is there anything to write, and since when? */
 extern bool settle_pending(void);

@@ -188,6 +188,8 @@ take_new(int limit, TimestampTz now)
 		o = owed_new(&rows[i]);
 		item = add_item(o);
 		o->fresh = true;
+		if (o->row.credits > 0)
+			credits_touch(o->row.workspace_id);
 		if (o->row.origin != origin)
 		{
 			item->decision = CLAIM_IGNORE;

@@ -182,6 +182,48 @@ check_ends(int n)
 		message_load_ends(keys, sender.ends, nkeys);
 }
 
+/*
+ * Look after those that may be given back: whether any message of the two
+ * that share a price was delivered, or, when the code has expired, taken by a
+ * provider
+ */
+static void
+check_served(int n)
+{
+	MessageKey *keys = palloc(n * sizeof(MessageKey));
+	Owed	  **owed = palloc(n * sizeof(Owed *));
+	MessageRecord *records;
+	int			nrecords;
+	int			nkeys = 0;
+	int			i = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &sender.finished)
+	{
+		Owed	   *o = dlist_container(Owed, node, iter.cur);
+
+		if (i++ == n)
+			break;
+		if ((o->end != END_KEEP && (o->end != END_EXPIRED || o->accepted)) || !credits_returnable(o))
+			continue;
+		keys[nkeys].workspace_id = o->row.workspace_id;
+		keys[nkeys].slot = o->row.slot;
+		keys[nkeys].id = o->row.id;
+		owed[nkeys++] = o;
+	}
+	if (nkeys == 0)
+		return;
+	nrecords = message_load_states(keys, nkeys, (Datum) 0, &records);
+	for (int r = 0; r < nrecords; r++)
+	{
+		Owed	   *o = owed[records[r].key];
+
+		if ((records[r].number + 1) / 2 == (o->row.number + 1) / 2 &&
+			(records[r].delivered_at != 0 || (o->end == END_EXPIRED && records[r].sent_at != 0)))
+			o->served = true;
+	}
+}
+
 /* Tell the end of a verification whose row is deleted; false when it is not over yet */
 static bool
 tell_end(Settle *settle, const Owed *o, const MessageEnd *end)
@@ -207,6 +249,7 @@ static void
 settle_owed(Settle *settle, Owed *o, int *ends)
 {
 	bool		stays = false;
+	const MessageEnd *end;
 
 	if (o->record)
 	{
@@ -231,13 +274,18 @@ settle_owed(Settle *settle, Owed *o, int *ends)
 		case END_DROP:
 			break;
 		case END_SENT:
+			if (o->row.number % 2 == 0)
+				credits_note_fallback(o);
 			add_event(settle, o->row.number % 2 == 0 ? EVENT_SMS_FALLBACK : EVENT_SENT, &o->row, o->ended_at);
 			stays = true;
 			break;
 		case END_KEEP:
+			if (!o->served)
+				credits_note_failed(o);
 			stays = true;
 			break;
 		case END_FAILED:
+			credits_note_failed(o);
 			add_event(settle, EVENT_FAILED, &o->row, o->ended_at);
 			break;
 		case END_RETRY:
@@ -252,7 +300,13 @@ settle_owed(Settle *settle, Owed *o, int *ends)
 			break;
 		case END_EXPIRED:
 		case END_USED_UP:
-			stays = !tell_end(settle, o, &sender.ends[(*ends)++]);
+			end = &sender.ends[(*ends)++];
+			stays = !tell_end(settle, o, end);
+
+			/* No provider has ever taken it */
+			if (!stays && o->end == END_EXPIRED && !o->accepted && !o->served &&
+				end->found && !end->ended && !end->used_up)
+				credits_note_failed(o);
 			break;
 	}
 
@@ -261,6 +315,8 @@ settle_owed(Settle *settle, Owed *o, int *ends)
 	if (o->gone)
 	{
 		settle->deleted[settle->ndeleted++] = &o->row;
+		if (o->forsaken && !o->accepted && o->end != END_SENT)
+			credits_note_failed(o);
 	}
 }
 
@@ -286,6 +342,8 @@ settle_write(bool receipts)
 	settle.events = palloc((most + SETTLE_BATCH) * sizeof(Event));
 	sender.updated = palloc(SETTLE_BATCH * sizeof(OutboxRow));
 
+	credits_begin();
+
 	/* Receipts first: what follows from them is written with them */
 	if (receipts)
 		receipts_write(settle.events, &settle.nevents, settle.deleted, &settle.ndeleted);
@@ -293,6 +351,7 @@ settle_write(bool receipts)
 	n = Min(sender.finishing, SETTLE_BATCH);
 	sender.settling = n;
 	check_ends(n);
+	check_served(n);
 	dlist_foreach(iter, &sender.finished)
 	{
 		if (i++ == n)
@@ -326,6 +385,7 @@ settle_write(bool receipts)
 	outbox_update(settle.updated, settle.old_numbers, settle.nupdated);
 	if (settle.nevents > 0)
 		events_write(settle.events, settle.nevents);
+	credits_write();
 
 	/*
 	 * A new number may put a row behind the position, from where the claim of
@@ -386,8 +446,10 @@ go_on(Owed *o, OwedEnd end, int *nupdated, TimestampTz now)
 	{
 		for (Owed *other = owed_find(&o->row.id); other != NULL; other = other->same)
 		{
-			if (other != o)
-				owed_drop(other, now);
+			if (other == o)
+				continue;
+			other->forsaken = true;
+			owed_drop(other, now);
 		}
 	}
 

@@ -29,4 +29,7 @@ extern TimestampTz guard_turn(TimestampTz now);
 extern TimestampTz key_use_turn(TimestampTz now);
 extern void key_use_leave(TimestampTz now);
 
+/* Put what has changed into the stripes of balances, level them, and tell who has little left (credit.c). */
+extern TimestampTz credits_turn(TimestampTz now);
+
 #endif							/* OTP_UPKEEP_H */

@@ -183,6 +183,11 @@ webhooks_write(const Event *events, int n)
 			row->verification_id = event->id;
 			row->slot = event->slot;
 			row->number = event->number;
+			if (event->kind == EVENT_CREDITS_LOW)
+			{
+				row->of_workspace = true;
+				row->number = WEBHOOK_NUMBER_WORKSPACE;
+			}
 			strlcpy(row->event, event_name(event->kind), sizeof(row->event));
 			row->occurred_at = event->at;
 			row->due_at = now;

@@ -4,7 +4,8 @@
  *	  Write what a webhook says.
  *
  * It is written for every attempt from the rows of the verification and its
- * message: no copy of a phone waits anywhere for a receiver to come back.
+ * message, or of a warning about the workspace: no copy of a phone waits
+ * anywhere for a receiver to come back.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,6 +27,10 @@
 
 /* What a test webhook's verification would have lived */
 #define TEST_LIFE (300 * USECS_PER_SEC)
+
+/* How few credits it tells of, and below what */
+#define TEST_BALANCE 99
+#define TEST_CREDITS_LOW 100
 
 /* Append the name of a member */
 static void
@@ -121,6 +126,8 @@ make_up(const WebhookRow *row, WebhookSource *s)
 	s->template_name = "otp_verification";
 	s->language = "en_US";
 	s->channel = sms ? "sms" : "whatsapp";
+	s->balance = TEST_BALANCE;
+	s->credits_low = TEST_CREDITS_LOW;
 	s->message_id = sms ? "SM00000000000000000000000000000000" : "wamid.TEST";
 	s->metadata = "{}";
 	if (strcmp(row->event, webhook_events[EVENT_FAILED]) == 0)
@@ -150,6 +157,26 @@ to_utf8(char *text, int length)
 	return pg_server_to_any(text, length, PG_UTF8);
 }
 
+/* Append a number, or null */
+static void
+add_number(StringInfo out, const char *key, int64 value, bool known)
+{
+	add_key(out, key);
+	if (known)
+		appendStringInfo(out, INT64_FORMAT, value);
+	else
+		appendStringInfoString(out, "null");
+}
+
+/* Append what a workspace is told of its credits */
+static void
+add_credits(StringInfo out, const WebhookSource *s, const char *workspace)
+{
+	add_text(out, "workspace", workspace);
+	add_number(out, "balance", s->balance, s->found);
+	add_number(out, "credits_low", s->credits_low, s->found);
+}
+
 /* Write a body */
 char *
 webhook_body(const WebhookRow *row, const WebhookSource *source, const char *workspace)
@@ -164,8 +191,6 @@ webhook_body(const WebhookRow *row, const WebhookSource *source, const char *wor
 		make_up(row, &made_up);
 		source = &made_up;
 	}
-	ulid_format(row->test ? &row->id : &row->verification_id, id);
-
 	initStringInfo(&out);
 	appendStringInfoChar(&out, '{');
 	add_text(&out, "event", row->event);
@@ -178,6 +203,13 @@ webhook_body(const WebhookRow *row, const WebhookSource *source, const char *wor
 	}
 	add_key(&out, "data");
 	appendStringInfoChar(&out, '{');
+	if (strcmp(row->event, webhook_events[EVENT_CREDITS_LOW]) == 0)
+	{
+		add_credits(&out, source, workspace);
+		appendStringInfoString(&out, "}}");
+		return to_utf8(out.data, out.len);
+	}
+	ulid_format(row->test ? &row->id : &row->verification_id, id);
 	add_text(&out, "otp_id", id);
 	add_text(&out, "phone", source->phone);
 	add_text(&out, "channel", source->channel);

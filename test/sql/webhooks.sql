@@ -58,7 +58,7 @@ SELECT host, left(t.error('SELECT otp.create_webhook_endpoint($1)', 'https://' |
 ROLLBACK;
 
 -- Events, descriptions, workspaces
-SELECT events, t.error('SELECT otp.create_webhook_endpoint(''https://example.com'', $1::text[])', events) FROM unnest(ARRAY['{}', '{otp.read}', '{OTP.SENT}', '{otp.sent,NULL}', '{NULL}', '{{otp.sent},{otp.failed}}', '{otp.sent,otp.sent,otp.sent,otp.sent,otp.sent,otp.sent,otp.sent}']) events;
+SELECT events, t.error('SELECT otp.create_webhook_endpoint(''https://example.com'', $1::text[])', events) FROM unnest(ARRAY['{}', '{otp.read}', '{OTP.SENT}', '{otp.sent,NULL}', '{NULL}', '{{otp.sent},{otp.failed}}', '{otp.sent,otp.sent,otp.sent,otp.sent,otp.sent,otp.sent,otp.sent,otp.sent}']) events;
 SELECT t.error('SELECT otp.create_webhook_endpoint(''https://example.com'', description => repeat(''x'', 1001))');
 SELECT t.error('SELECT otp.create_webhook_endpoint(''https://example.com'', workspace => ''other'')'), t.error('SELECT otp.create_webhook_endpoint(''http://127.0.0.1'', workspace => ''nowhere'')');
 RESET ROLE;
