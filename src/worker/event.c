@@ -100,7 +100,8 @@ add_note(const char *channel, const Event *event)
 	if (event->kind == EVENT_CREDITS_LOW)
 	{
 		/* No character of a name needs escaping */
-		appendStringInfo(&payload, "\"workspace\":\"%s\",\"balance\":" INT64_FORMAT ",", event->workspace, event->balance);
+		appendStringInfo(&payload, "\"workspace\":\"%s\",\"balance\":" INT64_FORMAT ",",
+						 event->workspace, event->balance);
 		appendStringInfo(&payload, "\"credits_low\":" INT64_FORMAT ",", event->low);
 	}
 	else

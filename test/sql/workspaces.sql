@@ -250,7 +250,7 @@ BEGIN
 		PERFORM pg_sleep(0.1);
 	END LOOP;
 END $$;
-SELECT * FROM left_over WHERE rows > 0 ORDER BY relname;
+SELECT relname FROM left_over WHERE rows > 0 ORDER BY relname;
 -- One that is made again by hand keeps what it has
 INSERT INTO otp.workspaces (workspace_id, name) VALUES (:far, 'far');
 INSERT INTO otp.templates (workspace_id, name, language) VALUES (:far, 'otp_verification', 'en_US');
@@ -285,5 +285,5 @@ DELETE FROM otp.verifications;
 DELETE FROM otp.messages;
 DELETE FROM otp.outbox;
 DELETE FROM otp.provider_accounts;
-TRUNCATE otp.credit_ledger, otp.audit_entries, otp.deleted_workspaces, otp.phone_failures, otp.credits, otp.credit_changes, otp.api_key_uses;
+TRUNCATE otp.deleted_workspaces, otp.phone_failures, otp.credits, otp.credit_changes, otp.api_key_uses;
 SELECT setval('otp.workspaces_workspace_id_seq', 1);
