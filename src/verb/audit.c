@@ -559,7 +559,9 @@ member_of(Datum object, bool isnull, const char *name)
 {
 	JsonbValue	value;
 
-	if (isnull || getKeyJsonValueFromContainer(&DatumGetJsonbP(object)->root, name, strlen(name), &value) == NULL)
+	/* Its owner can store what he likes */
+	if (isnull || !JB_ROOT_IS_OBJECT(DatumGetJsonbP(object)) ||
+		getKeyJsonValueFromContainer(&DatumGetJsonbP(object)->root, name, strlen(name), &value) == NULL)
 		return NULL;
 	return value.type == jbvString ? pnstrdup(value.val.string.val, value.val.string.len) : pstrdup("?");
 }

@@ -66,6 +66,8 @@ SELECT otp.configure_meta(phone_number_id => '2', verify_token => 'hushverify', 
 SELECT otp.configure_twilio(account_sid => 'ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', auth_token => 'hushauth', sender => '+15550119876', base_url => 'http://127.0.0.1:1',
 	status_callback => 'https://example.com:8443/hook?token=hushquery', account => 'audited_sms', workspace => 'renamed');
 UPDATE otp.provider_accounts SET settings = settings || '{"something": "hushnew"}', version = version + 1 WHERE name = 'audited_sms';
+UPDATE otp.provider_accounts SET settings = '["hushnew", "api_version"]' WHERE name = 'audited_sms';
+UPDATE otp.provider_accounts SET settings = '{"api_version": {"hush": 1}, "sender": 15550119876}' WHERE name = 'audited_sms';
 -- the sender's own columns are none of it
 UPDATE otp.provider_accounts SET receipts_from = '{2}', updated_at = now(), version = version + 1 WHERE name = 'audited';
 DELETE FROM otp.provider_accounts WHERE name = 'audited_sms';
