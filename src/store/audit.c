@@ -18,6 +18,20 @@
 
 bool		audit_off = false;
 
+/* Leave only the ends of a phone; nothing of what is none */
+char *
+audit_mask_phone(const char *phone)
+{
+	char	   *masked = pstrdup(phone);
+	int			length = strlen(phone);
+	bool		plain = length >= 8 && strspn(phone, "+0123456789") == length;
+	int			first = plain ? 3 : 0;
+	int			last = plain ? 2 : 0;
+
+	memset(masked + first, '*', length - first - last);
+	return masked;
+}
+
 /* Add an entry */
 void
 audit_add(const char *role, const char *action, int32 workspace_id, const char *object, char *details)

@@ -21,4 +21,7 @@ extern bool audit_off;
 extern void audit_add(const char *role, const char *action, int32 workspace_id,
 					  const char *object, char *details);
 
+/* What the audit shows of a phone: its ends; of what is none, nothing. */
+extern char *audit_mask_phone(const char *phone);
+
 #endif							/* OTP_STORE_AUDIT_H */

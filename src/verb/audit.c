@@ -105,20 +105,6 @@ is_null(const Change *change, HeapTuple row, const char *column)
 	return isnull;
 }
 
-/* Leave only the ends of a phone; nothing of what is none */
-static char *
-mask_phone(const char *phone)
-{
-	char	   *masked = pstrdup(phone);
-	int			length = strlen(phone);
-	bool		plain = length >= 8 && strspn(phone, "+0123456789") == length;
-	int			first = plain ? 3 : 0;
-	int			last = plain ? 2 : 0;
-
-	memset(masked + first, '*', length - first - last);
-	return masked;
-}
-
 /* Leave only scheme, host and port of a URL */
 static char *
 origin_of(const char *url)
@@ -445,7 +431,7 @@ role_of(const Change *change, HeapTuple row)
 static char *
 phone_of(const Change *change, HeapTuple row)
 {
-	return mask_phone(text_of(change, row, "phone"));
+	return audit_mask_phone(text_of(change, row, "phone"));
 }
 
 /* Give name and language of a template */
@@ -507,7 +493,7 @@ append_text(StringInfo json, char *value, Treatment treatment)
 	if (treatment == ORIGIN)
 		value = origin_of(value);
 	else if (treatment == MASKED && (value[0] == '+' || (strlen(value) >= 8 && value[strspn(value, "0123456789")] == '\0')))
-		value = mask_phone(value);
+		value = audit_mask_phone(value);
 	escape_json(json, value);
 }
 

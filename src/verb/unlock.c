@@ -8,9 +8,11 @@
 #include "postgres.h"
 #include "base/compat.h"
 
+#include "miscadmin.h"
 #include "utils/timestamp.h"
 
 #include "base/phone.h"
+#include "store/audit.h"
 #include "store/failures.h"
 #include "verb/verb.h"
 
@@ -39,7 +41,11 @@ otp_unlock_phone(PG_FUNCTION_ARGS)
 	(void) failures_of(w->workspace_id, folded, now, &count);
 	failed = count.failures > 0 || count.total > count.forgiven;
 	if (failed)
+	{
 		failures_forgive(w->workspace_id, folded, now, count.total);
+		audit_add(GetUserNameFromId(scope.caller, false), "unlock_phone", w->workspace_id,
+				  audit_mask_phone(folded), "{}");
+	}
 	verb_end(&scope);
 	PG_RETURN_BOOL(failed);
 }

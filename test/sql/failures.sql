@@ -92,6 +92,8 @@ SELECT answer FROM pg_temp.guess(:'b', '222222');
 SELECT pg_temp.written();
 
 -- Who may, and for what
+-- Each that had something to forgive is in the audit, without the phone
+SELECT count(*), min(object) AS object FROM otp.audit WHERE action = 'unlock_phone';
 SELECT t.error('SELECT otp.unlock_phone($1)', phone) FROM unnest(ARRAY[NULL, '15550160001']) phone;
 SELECT t.error('SELECT otp.unlock_phone(''+15550160001'', ''nowhere'')');
 SELECT otp.unlock_phone('+15550160099');
