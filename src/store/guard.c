@@ -42,6 +42,9 @@
 /* The spans of the last day that are read, by their ends, in hours from now */
 static const int spans[] = {1, 2, 4, 8, 16, 24};
 
+/* A plus and three digits */
+#define PREFIX_LENGTH 4
+
 /* Below this, a day's successes leave the thresholds at their least: see guard_rule.c */
 #define BEST_LEAST 100
 
@@ -49,19 +52,21 @@ static const int spans[] = {1, 2, 4, 8, 16, 24};
 #define DELETE_ROWS_SQL "1000"
 
 /* Name what a phone is counted under */
-const char *
-guard_country(const char *phone)
+bool
+guard_country(const char *phone, char country[GUARD_COUNTRY_LENGTH + 1])
 {
-	static char prefix[5];
-	const char *country;
+	const char *found;
 
 	if (phone[0] != '+')
-		return NULL;
-	country = country_find(country_kept(), phone, strlen(phone));
-	if (country[0] != '\0')
-		return country;
-	strlcpy(prefix, phone, sizeof(prefix));
-	return prefix;
+		return false;
+
+	/* A copy: to read a history may be to read otp.countries anew */
+	found = country_find(country_kept(), phone, strlen(phone));
+	if (found[0] != '\0')
+		strlcpy(country, found, GUARD_COUNTRY_LENGTH + 1);
+	else
+		strlcpy(country, phone, PREFIX_LENGTH + 1);
+	return true;
 }
 
 /* Find or make the counts of a country */
@@ -95,14 +100,13 @@ count_rows(HTAB *hash, int64 newest)
 		text	   *phone = DatumGetTextPP(SPI_getbinval(tuple, desc, 1, &isnull));
 		int64		bucket = guard_bucket(DatumGetTimestampTz(SPI_getbinval(tuple, desc, 2, &isnull)));
 		char		number[32];
-		const char *country;
+		char		country[GUARD_COUNTRY_LENGTH + 1];
 		GuardCounts *counts;
 
 		if (bucket <= newest - GUARD_BUCKETS)
 			continue;
 		text_to_cstring_buffer(phone, number, sizeof(number));
-		country = guard_country(number);
-		if (country == NULL)
+		if (!guard_country(number, country))
 			continue;
 
 		/* Another machine's clock may be a little ahead */

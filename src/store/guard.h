@@ -14,11 +14,10 @@
 #include "base/guard.h"
 
 /*
- * What the guard counts a phone under: its country, or else a plus and its
- * first three digits; NULL for one that was forgotten. The session's own,
- * good until the next call.
+ * Name what the guard counts a phone under: its country, or else a plus and
+ * its first three digits; false for one that was forgotten.
  */
-extern const char *guard_country(const char *phone);
+extern bool guard_country(const char *phone, char country[GUARD_COUNTRY_LENGTH + 1]);
 
 /*
  * Read what a workspace has sent and verified within the last day, and the

@@ -162,12 +162,11 @@ guard_require(const Workspace *w, const char *phone, const char *channel, Timest
 	GuardFigures figures;
 	GuardDecision decision;
 	GuardCounts counts;
-	const char *country;
+	char		country[GUARD_COUNTRY_LENGTH + 1];
 
 	if (w->guard_mode == GUARD_OFF || is_exempt(w, phone))
 		return;
-	country = guard_country(phone);
-	if (country == NULL || !look(w, country, now, &figures) || figures.reason == GUARD_FINE)
+	if (!guard_country(phone, country) || !look(w, country, now, &figures) || figures.reason == GUARD_FINE)
 		return;
 
 	memset(&decision, 0, sizeof(decision));
@@ -196,13 +195,12 @@ guard_require(const Workspace *w, const char *phone, const char *channel, Timest
 static void
 note(const Workspace *w, const Verification *v, int sends, int verified)
 {
-	const char *country;
+	char		country[GUARD_COUNTRY_LENGTH + 1];
 
 	/* Of what a policy function has shadowed nobody has got a code */
 	if (w->guard_mode == GUARD_OFF || v->shadowed)
 		return;
-	country = guard_country(v->phone);
-	if (country != NULL)
+	if (guard_country(v->phone, country))
 		guard_pending_add(v->workspace_id, country, v->created_at, sends, verified);
 }
 

@@ -87,6 +87,11 @@ SELECT t.try('guard_new', '+4420'), t.try('guard_new', '+44153'), t.try('guard_n
 SELECT t.try('guard_new', '+1212'), t.try('guard_new', '+1415'), t.try('guard_new', '+1416');
 SELECT country, unverified_hour, tripped FROM otp.guard_status('guard_new') ORDER BY country;
 
+-- Prefixes that no country has are told apart in a history as well
+SELECT t.guarded('guard_unknown') AS workspace \gset
+SELECT t.history(:workspace, '+9991', now() - interval '2 min', 3), t.history(:workspace, '+9981', now() - interval '1 min', 1);
+SELECT t.try('guard_unknown', '+9991'), t.try('guard_unknown', '+9981');
+
 -- Only what commits counts
 SELECT t.guarded('guard_rollback') AS workspace \gset
 BEGIN;
