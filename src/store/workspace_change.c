@@ -46,8 +46,8 @@ static const char *const own_tables[] = {
  */
 static const char *const left_tables[] = {
 	"phone_failures", "forgotten_phones", "stats_hours", "usage_days", "guard_log", "credits", "credit_changes",
-	"api_key_uses", "workspace_grants", "templates", "sms_texts", "test_numbers", "key_limits", "api_keys",
-	"webhook_endpoints"
+	"credit_warnings", "api_key_uses", "workspace_grants", "templates", "sms_texts", "test_numbers", "key_limits",
+	"api_keys", "webhook_endpoints"
 };
 
 /* Run a statement on a workspace; gives the number of rows */

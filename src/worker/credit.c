@@ -239,8 +239,6 @@ tell(int32 workspace_id, const CreditState *state, TimestampTz now)
 	event.workspace_id = workspace_id;
 	event.at = now;
 	event.workspace = state->workspace;
-	event.balance = state->balance;
-	event.low = state->low;
 	events_write(&event, 1);
 }
 

@@ -99,10 +99,11 @@ add_note(const char *channel, const Event *event)
 	appendStringInfo(&payload, "{\"event\":\"%s\",", event_name(event->kind));
 	if (event->kind == EVENT_CREDITS_LOW)
 	{
-		/* No character of a name needs escaping */
-		appendStringInfo(&payload, "\"workspace\":\"%s\",\"balance\":" INT64_FORMAT ",",
-						 event->workspace, event->balance);
-		appendStringInfo(&payload, "\"credits_low\":" INT64_FORMAT ",", event->low);
+		/*
+		 * Not the balance: anybody may LISTEN. No character of a name needs
+		 * escaping.
+		 */
+		appendStringInfo(&payload, "\"workspace\":\"%s\",", event->workspace);
 	}
 	else
 	{

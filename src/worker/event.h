@@ -38,10 +38,8 @@ typedef struct Event
 	pg_uuid_t	id;				/* of the verification */
 	TimestampTz at;
 
-	/* of one about a workspace, in place of slot, number and id */
+	/* of one about a workspace, in place of slot, number and id: its name */
 	const char *workspace;
-	int64		balance;
-	int64		low;
 } Event;
 
 /* The name of an event, such as "otp.sent". */

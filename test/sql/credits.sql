@@ -18,7 +18,7 @@ CREATE VIEW t.balance AS SELECT workspace, metered, balance, added, spent, credi
 
 -- Off: nothing is counted, nothing is refused
 SELECT t.error('SELECT otp_send($1, workspace => ''default'')', '+15550190001');
-SELECT credits FROM otp.outbox;
+SELECT o.credits FROM otp.outbox o JOIN otp.verifications v USING (id) WHERE v.phone = '+15550190001';
 SELECT * FROM t.balance;
 
 -- Metered, and nothing there

@@ -209,8 +209,8 @@ END $$;
 END
 my ($stdout, $stderr);
 ok(IPC::Run::run(
-		[   $node->installed_command('pgbench'), '-n', '-c', 8, '-j', 2, '-t', 100,
-			'-h', $node->host, '-p', $node->port, '-f', $topup, '-f', $take, 'postgres' ],
+		[   $node->installed_command('pgbench'), '-n', '-c', 8, '-j', 2, '-t', 100, '-h', $node->host,
+			'-p', $node->port, '-f', $topup, '-f', $take, 'postgres' ],
 		'<', \undef, '>', \$stdout, '2>', \$stderr), 'top-ups and corrections') or diag $stderr;
 my $references = $node->value("SELECT count(*) FROM otp.credit_ledger WHERE reference LIKE 'payment %'");
 my $corrections = $node->value("SELECT count(*) FROM otp.credit_ledger WHERE amount = -30");

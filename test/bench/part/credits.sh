@@ -20,8 +20,9 @@ part_credits() {
 		metered+=("$value")
 		value=$(credits_run false "$transactions")
 		free+=("$value")
+		credits_empty true
 		credits_hold
-		value=$(credits_run true "$transactions")
+		value=$(pgbench_tps "$here/script/send.sql" "$clients" "$transactions")
 		held+=("$value")
 		credits_release
 	done
@@ -30,16 +31,20 @@ part_credits() {
 	result_of_rounds "otp_send, metered, 8 stripes held : not metered, $clients clients" /s '' held free
 }
 
+# Prepare one side: metered or not
+credits_empty() {
+	sql "UPDATE otp.workspaces SET credits_metered = $1" "TRUNCATE otp.outbox, otp.verifications"
+}
+
 # Run one side: metered or not, transactions of each client
 credits_run() {
-	sql "UPDATE otp.workspaces SET credits_metered = $1" "TRUNCATE otp.outbox, otp.verifications"
+	credits_empty "$1"
 	pgbench_tps "$here/script/send.sql" "$clients" "$2"
 }
 
 # Have eight transactions hold a stripe each, and do nothing
 credits_hold() {
 	local i
-	sql "UPDATE otp.workspaces SET credits_metered = true"
 	holders=()
 	for i in 1 2 3 4 5 6 7 8; do
 		psql -X -q -o /dev/null -c 'BEGIN' -c "SELECT otp_send('+1555016000$i')" -c 'SELECT pg_sleep(600)' &
