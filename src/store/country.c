@@ -80,7 +80,9 @@ country_load(void)
 	memset(c->nodes, 0, sizeof(CountryNode));
 
 	plan_keep(&plan, "SELECT c.prefix, c.country FROM otp.countries c", 0, NULL);
-	plan_run(plan, NULL, NULL, NULL, true, 0);
+
+	/* An older snapshot would have the session keep what is no longer there */
+	plan_run_latest(plan, NULL, NULL, 0);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		bool		isnull;
