@@ -46,6 +46,16 @@ int			otp_ledger_size = 16384;
 int			otp_guard_size = 4096;
 int			otp_retention = 30 * MINUTES_PER_DAY;
 bool		otp_allow_private_webhooks = false;
+int			otp_http_port = 0;
+char	   *otp_http_listen_addresses = NULL;
+int			otp_http_workers = 1;
+char	   *otp_http_cert_file = NULL;
+char	   *otp_http_key_file = NULL;
+int			otp_http_max_connections = 4096;
+int			otp_http_max_body = 64;
+int			otp_http_timeout = 15000;
+int			otp_http_send_wait = 5000;
+char	   *otp_http_public_url = NULL;
 
 static shmem_startup_hook_type previous_shmem_startup_hook = NULL;
 #ifdef HAVE_SHMEM_REQUEST_HOOK
@@ -144,6 +154,72 @@ define_server_settings(void)
 							PGC_POSTMASTER, 0, NULL, NULL, NULL);
 }
 
+/* Define the settings of the HTTP listener, which may differ by database */
+static void
+define_http_settings(void)
+{
+	DefineCustomIntVariable("otp.http_port",
+							"The port on which the HTTP API listens.",
+							"0 is off. Databases that have the extension need ports of their own: ALTER DATABASE ... SET.",
+							&otp_http_port,
+							0, 0, 65535,
+							PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("otp.http_listen_addresses",
+							   "The addresses on which the HTTP API listens.",
+							   "A list with commas; * is all.",
+							   &otp_http_listen_addresses,
+							   "localhost",
+							   PGC_SUSET, GUC_LIST_INPUT, NULL, NULL, NULL);
+	DefineCustomIntVariable("otp.http_workers",
+							"How many processes serve the HTTP API of a database.",
+							NULL,
+							&otp_http_workers,
+							1, 1, 32,
+							PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("otp.http_cert_file",
+							   "The certificate of the HTTP API, with those that lead to its root.",
+							   "Empty is no TLS. A relative path starts at the data directory.",
+							   &otp_http_cert_file,
+							   "",
+							   PGC_SUSET, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+	DefineCustomStringVariable("otp.http_key_file",
+							   "The private key of the certificate.",
+							   "Read under the rules of ssl_key_file.",
+							   &otp_http_key_file,
+							   "",
+							   PGC_SUSET, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+	DefineCustomIntVariable("otp.http_max_connections",
+							"Most connections to one process of the HTTP API.",
+							NULL,
+							&otp_http_max_connections,
+							4096, 1, 100000,
+							PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("otp.http_max_body",
+							"The longest body that the HTTP API takes.",
+							"Callbacks of the providers may have up to 4 MB.",
+							&otp_http_max_body,
+							64, 1, 1024,
+							PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("otp.http_timeout",
+							"How long a request may take to come, and its answer to go.",
+							"A connection that has nothing under way is closed after it, too.",
+							&otp_http_timeout,
+							15000, 100, 600000,
+							PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("otp.http_send_wait",
+							"How long a send waits for the provider to take the message, before it is answered.",
+							"0 answers at once, without message_id.",
+							&otp_http_send_wait,
+							5000, 0, 30000,
+							PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomStringVariable("otp.http_public_url",
+							   "Where the world finds the HTTP API, such as https://otp.example.com.",
+							   "Twilio signs the address that it calls, so it cannot be told from the request.",
+							   &otp_http_public_url,
+							   "",
+							   PGC_SUSET, 0, NULL, NULL, NULL);
+}
+
 /* Ask for shared memory */
 static void
 request_shmem(void)
@@ -199,6 +275,7 @@ _PG_init(void)
 		return;
 
 	define_server_settings();
+	define_http_settings();
 #if PG_VERSION_NUM >= 150000
 	MarkGUCPrefixReserved("otp");
 #else

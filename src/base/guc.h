@@ -24,4 +24,17 @@ extern int	otp_guard_size;
 extern int	otp_retention;		/* minutes that history is kept */
 extern bool otp_allow_private_webhooks;
 
+/* The HTTP listener; may differ by database */
+extern int	otp_http_port;		/* 0: off */
+extern char *otp_http_listen_addresses;
+extern int	otp_http_workers;
+extern char *otp_http_cert_file;
+extern char *otp_http_key_file;
+extern int	otp_http_max_connections;	/* of one worker */
+extern int	otp_http_max_body;	/* kB */
+extern int	otp_http_timeout;	/* ms for a request to come, and for its
+								 * answer to go */
+extern int	otp_http_send_wait; /* ms */
+extern char *otp_http_public_url;
+
 #endif							/* OTP_GUC_H */
