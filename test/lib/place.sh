@@ -10,6 +10,7 @@
 #	place/source	the repository without its history
 #	place/server	the PostgreSQL tree
 #	place/node		libraries of the webhook receiver
+#	place/clients	libraries of other people's clients of the HTTP API
 #	place/pgbouncer	pgbouncer, unless the system has it
 #	place/log		what the steps printed
 
@@ -38,7 +39,7 @@ place_enter() {
 	# What was built here stays out of a copy, what was built there stays in it
 	tar -C "$repo" --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.bc' --exclude=./tmp_check \
 		--exclude=./results --exclude=./test/output --exclude=./test/simulator/simulator \
-		--exclude=./test/simulator/load --exclude=./test/receiver/node_modules -cf - . |
+		--exclude=./test/simulator/load --exclude=node_modules -cf - . |
 		tar -C "$place/source" --no-same-owner -xf -
 	if [ -n "$kept" ]; then
 		(cd "$place/source" && find . -type f ! -name '*.o' ! -name '*.so' -print) | while IFS= read -r file; do
@@ -47,7 +48,8 @@ place_enter() {
 	fi
 
 	# Libraries, if it needs them
-	[ -z "${place_wants_receiver:-}" ] || receiver_fetch "$place/node"
+	[ -z "${place_wants_receiver:-}" ] || node_fetch "$repo/test/receiver" "$place/node" 'the webhook receiver'
+	[ -z "${place_wants_clients:-}" ] || node_fetch "$repo/test/clients" "$place/clients" "the clients' tests"
 	[ -z "${place_wants_pgbouncer:-}" ] || pgbouncer_fetch "$place/pgbouncer"
 
 	# Only what the commands listen to goes along

@@ -3,29 +3,6 @@
 
 receiver_pid='' receiver_url='' receiver_input=''
 
-# Fetch the libraries that package-lock.json names, unless they are there: where to. This is done by whoever called, who
-# knows the way to the registry; nothing of what is fetched is run now.
-receiver_fetch() {
-	local from=${BASH_SOURCE[0]%/*}/../receiver to=$1 log=$1/npm.log start
-	local certificates=/etc/ssl/certs/ca-certificates.crt
-	! cmp -s "$from/package-lock.json" "$to/fetched" || return 0
-	start=$(now_ms)
-	working 'npm ci'
-	mkdir -p "$to"
-	cp "$from/package.json" "$from/package-lock.json" "$to/"
-
-	# npm brings certificates of its own; whom the system trusts, is trusted as well
-	[ ! -e "$certificates" ] || export NODE_EXTRA_CA_CERTS=${NODE_EXTRA_CA_CERTS:-$certificates}
-	(cd "$to" && npm ci --omit=dev --omit=optional --ignore-scripts --no-audit --no-fund --no-update-notifier \
-		--fetch-retries=2 --fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=5000 --cache="$to/cache") \
-		</dev/null >"$log" 2>&1 ||
-		fail 'npm cannot fetch the libraries of test/receiver: pg and standardwebhooks.' "$(tail -n 10 "$log")" \
-			'Without a network, only the parts of test/check that need no receiver can run: all but tap.'
-	rm -rf "$to/cache"
-	cp "$from/package-lock.json" "$to/fetched"
-	done_line 'libraries of the webhook receiver are fetched by npm' "$(seconds $(($(now_ms) - start)))"
-}
-
 # Start the receiver and wait for its port: more options. It ends with us when they have --die-with-parent.
 receiver_start() {
 	local file=$place/receiver.port
