@@ -324,7 +324,8 @@ CREATE TABLE otp.verifications (
 	salt bytea NOT NULL,
 	code_hash bytea NOT NULL,
 	metadata jsonb,
-	shadowed bool NOT NULL DEFAULT false	-- the policy function had it pretend: nothing is sent, no code is right
+	shadowed bool NOT NULL DEFAULT false,	-- the policy function had it pretend: nothing is sent, no code is right
+	code_given bool NOT NULL DEFAULT false	-- the code came from outside, and is sealed in otp.outbox; else it is derived
 ) PARTITION BY LIST (slot);
 
 -- One row per message handed, or refused, to a provider. Written only by workers and receipts (and for test numbers).
@@ -350,7 +351,7 @@ CREATE TABLE otp.messages (
 	price_unit text
 ) PARTITION BY LIST (slot);
 
--- What the sender is still owed to do. No code in it. A message stays until the end of its verification; the end itself
+-- What the sender is still owed to do. No code in it that could be read. A message stays until the end of its verification; the end itself
 -- (verified, canceled), delivery receipts and jobs come as rows of their own, and go when they are done.
 CREATE TABLE otp.outbox (
 	id uuid NOT NULL,						-- the verification's; of receipts and jobs, their own
@@ -366,7 +367,8 @@ CREATE TABLE otp.outbox (
 	kind text NOT NULL DEFAULT 'message',	-- message, verified, canceled, receipts, job
 	channel text,							-- of a message: whatsapp or sms
 	credits int2 NOT NULL DEFAULT 0,		-- of a message: what was paid for it
-	payload text							-- of receipts and jobs: JSON
+	payload text,							-- of receipts and jobs: JSON
+	code bytea								-- of a message: the code, sealed, if it came from outside; else it is derived
 );
 CREATE INDEX outbox_position ON otp.outbox (xid, id, number);
 -- A payload lives for milliseconds: to compress it costs more than all the rest
@@ -913,6 +915,20 @@ COMMENT ON FUNCTION otp.receive_twilio IS
 account: the name that otp.configure_twilio returned. url: the address that Twilio has called: status_callback exactly as it is configured, and the query that came with the request. form: the raw bytes of the body, up to 256 kB. signature: the header X-Twilio-Signature.
 Result: 1, or 0 when it was of no use. It takes effect after the commit.
 Errors: 42501 invalid_signature for a wrong or missing signature and an unknown account, 55000 for an account without auth_token, 54000 for a body that is too long, 25006 in a read-only transaction or on a standby, OT500 key_unavailable, 22023.';
+
+/* --------------------------------------------------------------- GoTrue */
+
+CREATE SCHEMA otp_api;
+REVOKE ALL ON SCHEMA otp_api FROM PUBLIC;
+
+CREATE FUNCTION otp_api.gotrue_send_sms(event jsonb) RETURNS jsonb
+AS 'MODULE_PATHNAME', 'otp_gotrue_send_sms' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+REVOKE ALL ON FUNCTION otp_api.gotrue_send_sms FROM PUBLIC;
+COMMENT ON FUNCTION otp_api.gotrue_send_sms IS
+'The Send SMS hook of GoTrue (Supabase Auth): send the code that GoTrue has made, in GoTrue''s transaction, as otp_send sends one of ours. For roles that the workspace is granted to, as otp_send, and EXECUTE: grant both to supabase_auth_admin.
+event: GoTrue''s. Of use are sms.otp, 4 to 10 digits; sms.phone, else user.phone, with or without its plus; user.id, which becomes the metadata''s user_id; sms.sms_type; metadata.ip_address, which is the limit key "ip" where otp.key_limits has that prefix. Channel, template, language, life and fallback are the workspace''s defaults; the context is gotrue, or gotrue mfa.
+Result: {}, or {"error": {"http_code": 429, "message": "..."}}, whatever otp_send would raise: GoTrue gives both to its client. A cancel, a serialization failure and the like are raised.
+The code is kept sealed in otp.outbox until its verification ends; so long otp_resend can send it again. GoTrue compares it by itself; otp_verify, with the context, can, too.';
 
 CREATE FUNCTION otp.format_id(id uuid) RETURNS text
 AS 'MODULE_PATHNAME', 'otp_format_id' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
