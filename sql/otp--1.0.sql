@@ -923,7 +923,6 @@ REVOKE ALL ON SCHEMA otp_api FROM PUBLIC;
 
 CREATE FUNCTION otp_api.gotrue_send_sms(event jsonb) RETURNS jsonb
 AS 'MODULE_PATHNAME', 'otp_gotrue_send_sms' LANGUAGE C VOLATILE PARALLEL UNSAFE;
-REVOKE ALL ON FUNCTION otp_api.gotrue_send_sms FROM PUBLIC;
 COMMENT ON FUNCTION otp_api.gotrue_send_sms IS
 'The Send SMS hook of GoTrue (Supabase Auth): send the code that GoTrue has made, in GoTrue''s transaction, as otp_send sends one of ours. For roles that the workspace is granted to, as otp_send, and EXECUTE: grant both to supabase_auth_admin.
 event: GoTrue''s. Of use are sms.otp, 4 to 10 digits; sms.phone, else user.phone, with or without its plus; user.id, which becomes the metadata''s user_id; sms.sms_type; metadata.ip_address, which is the limit key "ip" where otp.key_limits has that prefix. Channel, template, language, life and fallback are the workspace''s defaults; the context is gotrue, or gotrue mfa.
@@ -1634,7 +1633,7 @@ BEGIN
 			FROM pg_catalog.pg_type y JOIN members m ON m.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND m.objid = y.oid
 			JOIN pg_catalog.pg_class c ON c.oid = y.typrelid AND c.relkind = 'c'
 			UNION ALL
-			SELECT 'SCHEMA otp', n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname = 'otp'
+			SELECT 'SCHEMA ' || n.nspname, n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname IN ('otp', 'otp_api')
 		)
 		SELECT DISTINCT acls.name, CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END AS grantee
 		FROM acls, pg_catalog.aclexplode(acls.acl) a WHERE a.grantee <> acls.owner

@@ -252,8 +252,9 @@ check_given(const char *code)
 	size_t		length = strlen(code);
 
 	if (length < CODE_MIN_LENGTH || length > CODE_GIVEN_MAX_LENGTH || strspn(code, "0123456789") != length)
-		error_invalid_argument("the code that was given is none",
-							   psprintf("It has %d to %d digits.", CODE_MIN_LENGTH, CODE_GIVEN_MAX_LENGTH));
+		error_invalid_argument(psprintf("the code that was given does not have %d to %d digits",
+										CODE_MIN_LENGTH, CODE_GIVEN_MAX_LENGTH),
+							   "Set the length of codes where they are made.");
 }
 
 /* Let the code's life begin */
