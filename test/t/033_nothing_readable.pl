@@ -68,11 +68,13 @@ $node->create_user('app');
 $node->run(<<'END');
 CREATE TABLE people AS
 	SELECT '+1555033' || kind || lpad(n::text, 3, '0') AS phone, kind, n, NULL::text AS otp_id
-	FROM (VALUES (0, 80), (1, 40), (2, 20), (3, 20), (4, 20), (5, 20), (6, 40)) k (kind, count), generate_series(1, k.count) n;
+	FROM (VALUES (0, 80), (1, 40), (2, 20), (3, 20), (4, 20), (5, 20), (6, 40)) k (kind, count),
+		generate_series(1, k.count) n;
 GRANT ALL ON people TO app;
 GRANT USAGE ON SCHEMA otp_api TO app;
 GRANT EXECUTE ON FUNCTION otp_api.gotrue_send_sms TO app;
-CREATE FUNCTION try_code(id text, file text, line int, context text = NULL) RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS $$
+CREATE FUNCTION try_code(id text, file text, line int, context text = NULL)
+RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
 	RETURN (SELECT coalesce(v.error, 'valid')
 			FROM otp_verify(id, (string_to_array(pg_read_file(file), E'\n'))[line], context) v);
@@ -82,7 +84,8 @@ CREATE FUNCTION hand_in(line int, file text) RETURNS text LANGUAGE plpgsql SECUR
 DECLARE
 	answer jsonb;
 BEGIN
-	UPDATE otp.workspaces SET default_channel = CASE WHEN line % 2 = 0 THEN 'sms' ELSE 'whatsapp' END WHERE name = 'default';
+	UPDATE otp.workspaces SET default_channel = CASE WHEN line % 2 = 0 THEN 'sms' ELSE 'whatsapp' END
+	WHERE name = 'default';
 	answer := otp_api.gotrue_send_sms(jsonb_build_object('sms', jsonb_build_object(
 		'phone', (SELECT p.phone FROM people p WHERE p.kind = 6 AND p.n = line),
 		'otp', (string_to_array(pg_read_file(file), E'\n'))[line])));
@@ -118,7 +121,8 @@ END
 my %given;
 $given{ sprintf '%08d', rand 100_000_000 } = 1 while keys %given < 40;
 my $given_file = write_file('given', join "\n", sort keys %given);
-is($node->value("SELECT string_agg(DISTINCT hand_in(n, '$given_file'), ' ') FROM generate_series(1, 40) n"), '{}', 'codes are handed in');
+is($node->value("SELECT string_agg(DISTINCT hand_in(n, '$given_file'), ' ') FROM generate_series(1, 40) n"),
+	'{}', 'codes are handed in');
 is($node->value('SELECT count(*) FROM otp.outbox WHERE octet_length(code) > 8'), 40, 'and sealed');
 ok($node->wait_until_sent, 'all is sent or refused');
 my %code;
@@ -141,7 +145,8 @@ cmp_ok($count{sms}, '>=', 100, 'many by SMS');
 my @rows = $node->rows('SELECT otp_id, phone, kind FROM people ORDER BY phone');
 my $file = write_file('codes', join "\n", map { $code{ $_->{phone} } } @rows);
 my %outcome = map { $_->{outcome} => $_->{n} } $node->rows(<<"END");
-SELECT try_code(otp_id, '$file', CASE WHEN n % 3 = 0 THEN n % 7 + 1 ELSE n END::int, CASE WHEN kind = 6 THEN 'gotrue' END) AS outcome, count(*) AS n
+SELECT try_code(otp_id, '$file', CASE WHEN n % 3 = 0 THEN n % 7 + 1 ELSE n END::int,
+	CASE WHEN kind = 6 THEN 'gotrue' END) AS outcome, count(*) AS n
 FROM (SELECT otp_id, kind, row_number() OVER (ORDER BY phone) AS n FROM people) p GROUP BY 1
 END
 cmp_ok($outcome{valid}, '>', 80, 'right guesses');

@@ -40,7 +40,10 @@ sub hook
 {
 	my ($phone, $code, %args) = @_;
 	my $event = JSON::PP->new->encode({
-		metadata => { uuid => 'd37a3d5a-3a3c-4c61-a9a5-9d2b0f5ab3c1', time => '2026-06-02T19:17:32Z', name => 'send-sms' },
+		metadata => {
+			uuid => 'd37a3d5a-3a3c-4c61-a9a5-9d2b0f5ab3c1',
+			time => '2026-06-02T19:17:32Z',
+			name => 'send-sms' },
 		user => { id => '6481a5c1-3d37-4a56-9f6a-bee08c554965', phone => substr($phone, 1) },
 		sms => { otp => $code, phone => substr($phone, 1) } });
 	my $end = $args{end} // 'COMMIT';
@@ -61,7 +64,8 @@ END
 sub id_of
 {
 	my ($phone) = @_;
-	return $node->value("SELECT otp.format_id(id) FROM otp.verifications WHERE phone = '$phone' ORDER BY id DESC LIMIT 1");
+	return $node->value(
+		"SELECT otp.format_id(id) FROM otp.verifications WHERE phone = '$phone' ORDER BY id DESC LIMIT 1");
 }
 
 # Hand a code in, and give its phone and id
@@ -140,10 +144,12 @@ ok(poll_until { scalar got($phone) }, 'refused by Meta, it comes by SMS');
 is(join(', ', got($phone)), 'sms 482917', 'with the same code');
 is($node->resend($id, channel => 'sms', user => 'supabase_auth_admin')->{channel}, 'sms', 'sent again');
 ok(poll_until { got($phone) == 2 }, 'it comes again');
-is($node->resend($id, channel => 'sms', user => 'supabase_auth_admin')->{channel}, 'sms', 'and once more, when the first row is gone');
+is($node->resend($id, channel => 'sms', user => 'supabase_auth_admin')->{channel},
+	'sms', 'and once more, when the first row is gone');
 ok(poll_until { got($phone) == 3 }, 'it comes once more');
 is(join(', ', got($phone)), 'sms 482917, sms 482917, sms 482917', 'always the same');
-is($node->value("SELECT count(*) FROM otp.outbox WHERE id = otp.parse_id('$id') AND kind = 'message'"), 1, 'with one row left');
+is($node->value("SELECT count(*) FROM otp.outbox WHERE id = otp.parse_id('$id') AND kind = 'message'"),
+	1, 'with one row left');
 $node->run('UPDATE otp.workspaces SET default_fallback_sms = false');
 
 #
@@ -154,7 +160,8 @@ foreach my $how ('restart', 'crash', 'new key')
 	my $code = 482920 + length $how;
 
 	$phone = phone;
-	$sim->behave({ match => { phone => $phone, api => 'meta' }, times => 1, do => { status => 429, code => 130429, retry_after => 4 } });
+	$sim->behave({ match => { phone => $phone, api => 'meta' }, times => 1,
+			do => { status => 429, code => 130429, retry_after => 4 } });
 	(undef, $id) = give("$code", phone => $phone);
 	ok(poll_until { scalar $sim->log(otp_id => $id) }, "$how: it waits for its second try");
 	if ($how eq 'restart')
@@ -213,7 +220,9 @@ foreach my $how (qw(steal moved changed short empty gone))
 is($sim->code_for($id{steal}), '482940', 'a seal that was only read opens');
 foreach my $how (qw(moved changed short empty gone))
 {
-	is(failed($id{$how}), 'delivery_failed: the code that was given is not in the outbox any more', "$how: it fails, with a word on why");
+	is(failed($id{$how}),
+		'delivery_failed: the code that was given is not in the outbox any more',
+		"$how: it fails, with a word on why");
 	is(scalar $sim->log(otp_id => $id{$how}), 0, "$how: nothing is sent");
 }
 $node->run('DROP TRIGGER tamper ON otp.outbox');
