@@ -929,6 +929,29 @@ event: GoTrue''s. Of use are sms.otp, 4 to 10 digits; sms.phone, else user.phone
 Result: {}, or {"error": {"http_code": 429, "message": "..."}}, whatever otp_send would raise: GoTrue gives both to its client. A cancel, a serialization failure and the like are raised.
 The code is kept sealed in otp.outbox until its verification ends; so long otp_resend can send it again. GoTrue compares it by itself; otp_verify, with the context, can, too.';
 
+/* ---------------------------------------------- receipts, by PostgREST */
+
+-- A result of any media type: PostgREST gives it as it is
+CREATE DOMAIN otp_api."*/*" AS text;
+
+CREATE FUNCTION otp_api.receive_meta(json) RETURNS json
+AS 'MODULE_PATHNAME', 'otp_api_receive_meta' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.receive_meta(json) IS
+'Take what Meta has posted to the webhook, as otp.receive_meta does. For PostgREST: the argument is the body as it came, the header X-Hub-Signature-256 is read from request.headers, the account from the header X-OTP-Account, which a proxy may set; else it is meta.
+Result: {"updates": 1}, or an error with its status: 400, 403 invalid_signature, 413, 500 key_unavailable, 503 without an app_secret.';
+
+CREATE FUNCTION otp_api.receive_meta(mode text, verify_token text, challenge text, account text = NULL) RETURNS otp_api."*/*"
+AS 'MODULE_PATHNAME', 'otp_api_receive_meta_handshake' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.receive_meta(text, text, text, text) IS
+'Answer Meta''s GET of the webhook, as otp.receive_meta_handshake does, at the same address as the POST. PostgREST takes hub.mode for mode, and so on. account: NULL is the header X-OTP-Account, else meta.
+Result: the bare challenge, as text/plain, or an error with its status, as the POST.';
+
+CREATE FUNCTION otp_api.receive_twilio(text) RETURNS json
+AS 'MODULE_PATHNAME', 'otp_api_receive_twilio' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.receive_twilio IS
+'Take what Twilio has posted to the status callback, as otp.receive_twilio does. For PostgREST behind a proxy, which has to hand the form over as text/plain, without the query, and to set the header X-OTP-URL to the address that Twilio has called, query and all. The argument is the form as it came; the header X-Twilio-Signature is read from request.headers, the account from X-OTP-Account; else it is twilio.
+Result: {"updates": 1}, or an error with its status, as receive_meta.';
+
 CREATE FUNCTION otp.format_id(id uuid) RETURNS text
 AS 'MODULE_PATHNAME', 'otp_format_id' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION otp.format_id IS 'The otp_id of a key of otp.verifications.';

@@ -14,17 +14,15 @@
 #include "postgres.h"
 #include "base/compat.h"
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
-#include "utils/memutils.h"
-#include "utils/resowner.h"
 
 #include "base/json.h"
 #include "base/phone.h"
+#include "verb/caught.h"
 #include "verb/send.h"
 #include "verb/verb.h"
 
@@ -162,12 +160,15 @@ add_address(SendRequest *r, const Workspace *w, const char *address)
 
 /* Send what GoTrue has made; raises */
 static void
-send_given(Jsonb *event)
+send_given(void *arg)
 {
+	Jsonb	   *event = arg;
 	VerbScope	scope;
 	SendRequest r;
 	char	   *address;
 
+	if (event == NULL)
+		error_invalid_argument("argument \"event\" is NULL", "GoTrue's Send SMS hook gives it.");
 	memset(&r, 0, sizeof(r));
 	verb_begin(&scope, "gotrue_send_sms()", VERB_WRITES);
 	read_event(event, &r, &address);
@@ -177,67 +178,24 @@ send_given(Jsonb *event)
 	verb_end(&scope);
 }
 
-/* Give the HTTP status that an error stands for; 0: it is none of ours to tell */
-static int
-error_status(int sqlstate)
-{
-	const char *state = unpack_sql_state(sqlstate);
-
-	if (sqlstate == ERRCODE_INVALID_PARAMETER_VALUE)
-		return 400;
-	if (sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE)
-		return 403;
-	if (strncmp(state, "OT", 2) != 0)
-		return 0;
-
-	/* OT429 is 429; those with a letter in them have to share a status */
-	return strspn(state + 2, "0123456789") == 3 ? atoi(state + 2) : 400;
-}
-
 /* Answer GoTrue's hook */
 Datum
 otp_gotrue_send_sms(PG_FUNCTION_ARGS)
 {
-	MemoryContext old = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	Jsonb	   *event = PG_ARGISNULL(0) ? NULL : PG_GETARG_JSONB_P(0);
 	StringInfoData answer;
+	int			status;
+	ErrorData  *error = caught_work(send_given, event, &status);
 
 	initStringInfo(&answer);
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(old);
-	PG_TRY();
-	{
-		if (event == NULL)
-			error_invalid_argument("argument \"event\" is NULL", "GoTrue's Send SMS hook gives it.");
-		send_given(event);
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(old);
-		CurrentResourceOwner = owner;
+	if (error == NULL)
 		appendStringInfoString(&answer, "{}");
-	}
-	PG_CATCH();
+	else
 	{
-		ErrorData  *error;
-		int			status;
-
-		MemoryContextSwitchTo(old);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(old);
-		CurrentResourceOwner = owner;
-		status = error_status(error->sqlerrcode);
-		if (status == 0)
-			ReThrowError(error);
-
-		/* What has an empty message is no error to GoTrue */
+		/* To GoTrue it is an error by its message, which is never empty */
 		appendStringInfo(&answer, "{\"error\": {\"http_code\": %d, \"message\": ", status);
 		json_quote(&answer, error->message);
 		appendStringInfoString(&answer, "}}");
-		FreeErrorData(error);
 	}
-	PG_END_TRY();
-
 	PG_RETURN_DATUM(DirectFunctionCall1(jsonb_in, CStringGetDatum(answer.data)));
 }
