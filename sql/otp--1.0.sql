@@ -1654,7 +1654,8 @@ BEGIN
 			UNION ALL
 			SELECT 'TYPE ' || y.oid::pg_catalog.regtype::text, y.typowner, coalesce(y.typacl, pg_catalog.acldefault('T', y.typowner))
 			FROM pg_catalog.pg_type y JOIN members m ON m.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND m.objid = y.oid
-			JOIN pg_catalog.pg_class c ON c.oid = y.typrelid AND c.relkind = 'c'
+			LEFT JOIN pg_catalog.pg_class c ON c.oid = y.typrelid
+			WHERE c.relkind = 'c' OR y.typtype = 'd'
 			UNION ALL
 			SELECT 'SCHEMA ' || n.nspname, n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname IN ('otp', 'otp_api')
 		)

@@ -117,29 +117,37 @@ call_function(void *arg)
 	call->result = call->function(fcinfo);
 }
 
-/* Call it, and answer what it raises; NULL: it has given a result */
+/* Answer with an error in PostgREST's way */
 static char *
-answer_of(ReceiveCall *call)
+refuse(int status, const char *code, const char *message, const char *hint)
 {
 	StringInfoData body;
-	int			status;
-	ErrorData  *error = caught_work(call_function, call, &status);
 
-	if (error == NULL)
-		return NULL;
 	initStringInfo(&body);
 	appendStringInfoString(&body, "{\"code\":");
-	json_quote(&body, caught_code(error, status));
+	json_quote(&body, code);
 	appendStringInfoString(&body, ",\"message\":");
-	json_quote(&body, error->message);
+	json_quote(&body, message);
 	appendStringInfoString(&body, ",\"details\":null,\"hint\":");
-	if (error->hint != NULL)
-		json_quote(&body, error->hint);
+	if (hint != NULL)
+		json_quote(&body, hint);
 	else
 		appendStringInfoString(&body, "null");
 	appendStringInfoChar(&body, '}');
 	set_response("response.status", psprintf("%d", status));
 	return body.data;
+}
+
+/* Call it, and answer what it raises; NULL: it has given a result */
+static char *
+answer_of(ReceiveCall *call)
+{
+	int			status;
+	ErrorData  *error = caught_work(call_function, call, &status);
+
+	if (error == NULL)
+		return NULL;
+	return refuse(status, caught_code(error, status), error->message, error->hint);
 }
 
 /* Answer with the number of updates */
@@ -174,11 +182,15 @@ Datum
 otp_api_receive_twilio(PG_FUNCTION_ARGS)
 {
 	ReceiveCall call = {otp_receive_twilio};
+	char	   *url = request_header("x-otp-url");
 
 	if (PG_ARGISNULL(0))
 		error_invalid_argument("there is no body", "PostgREST hands it over as it came.");
+	if (url == NULL)
+		PG_RETURN_DATUM(CStringGetTextDatum(refuse(400, "invalid_request", "the header X-OTP-URL did not come",
+												   "The proxy has to set it to the address that Twilio has called.")));
 	add_account(&call, NULL, "twilio");
-	add_text(&call, request_header("x-otp-url"));
+	add_text(&call, url);
 	add_body(&call, PG_GETARG_TEXT_PP(0));
 	add_text(&call, request_header("x-twilio-signature"));
 	PG_RETURN_DATUM(answer_updates(&call));
