@@ -324,7 +324,8 @@ CREATE TABLE otp.verifications (
 	salt bytea NOT NULL,
 	code_hash bytea NOT NULL,
 	metadata jsonb,
-	shadowed bool NOT NULL DEFAULT false	-- the policy function had it pretend: nothing is sent, no code is right
+	shadowed bool NOT NULL DEFAULT false,	-- the policy function had it pretend: nothing is sent, no code is right
+	code_given bool NOT NULL DEFAULT false	-- the code came from outside, and is sealed in otp.outbox; else it is derived
 ) PARTITION BY LIST (slot);
 
 -- One row per message handed, or refused, to a provider. Written only by workers and receipts (and for test numbers).
@@ -350,7 +351,7 @@ CREATE TABLE otp.messages (
 	price_unit text
 ) PARTITION BY LIST (slot);
 
--- What the sender is still owed to do. No code in it. A message stays until the end of its verification; the end itself
+-- What the sender is still owed to do. No code in it that could be read. A message stays until the end of its verification; the end itself
 -- (verified, canceled), delivery receipts and jobs come as rows of their own, and go when they are done.
 CREATE TABLE otp.outbox (
 	id uuid NOT NULL,						-- the verification's; of receipts and jobs, their own
@@ -366,7 +367,8 @@ CREATE TABLE otp.outbox (
 	kind text NOT NULL DEFAULT 'message',	-- message, verified, canceled, receipts, job
 	channel text,							-- of a message: whatsapp or sms
 	credits int2 NOT NULL DEFAULT 0,		-- of a message: what was paid for it
-	payload text							-- of receipts and jobs: JSON
+	payload text,							-- of receipts and jobs: JSON
+	code bytea								-- of a message: the code, sealed, if it came from outside; else it is derived
 );
 CREATE INDEX outbox_position ON otp.outbox (xid, id, number);
 -- A payload lives for milliseconds: to compress it costs more than all the rest
@@ -913,6 +915,42 @@ COMMENT ON FUNCTION otp.receive_twilio IS
 account: the name that otp.configure_twilio returned. url: the address that Twilio has called: status_callback exactly as it is configured, and the query that came with the request. form: the raw bytes of the body, up to 256 kB. signature: the header X-Twilio-Signature.
 Result: 1, or 0 when it was of no use. It takes effect after the commit.
 Errors: 42501 invalid_signature for a wrong or missing signature and an unknown account, 55000 for an account without auth_token, 54000 for a body that is too long, 25006 in a read-only transaction or on a standby, OT500 key_unavailable, 22023.';
+
+/* --------------------------------------------------------------- GoTrue */
+
+CREATE SCHEMA otp_api;
+REVOKE ALL ON SCHEMA otp_api FROM PUBLIC;
+
+CREATE FUNCTION otp_api.gotrue_send_sms(event jsonb) RETURNS jsonb
+AS 'MODULE_PATHNAME', 'otp_gotrue_send_sms' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.gotrue_send_sms IS
+'The Send SMS hook of GoTrue (Supabase Auth): send the code that GoTrue has made, in GoTrue''s transaction, as otp_send sends one of ours. For roles that the workspace is granted to, as otp_send, and EXECUTE: grant both to supabase_auth_admin.
+event: GoTrue''s. Of use are sms.otp, 4 to 10 digits; sms.phone, else user.phone, with or without its plus; user.id, which becomes the metadata''s user_id; sms.sms_type; metadata.ip_address, which is the limit key "ip" where otp.key_limits has that prefix. Channel, template, language, life and fallback are the workspace''s defaults; the context is gotrue, or gotrue mfa.
+Result: {}, or {"error": {"http_code": 429, "message": "..."}}, whatever otp_send would raise: GoTrue gives both to its client. A cancel, a serialization failure and the like are raised.
+The code is kept sealed in otp.outbox until its verification ends; so long otp_resend can send it again. GoTrue compares it by itself; otp_verify, with the context, can, too.';
+
+/* ---------------------------------------------- receipts, by PostgREST */
+
+-- A result of any media type: PostgREST gives it as it is
+CREATE DOMAIN otp_api."*/*" AS text;
+
+CREATE FUNCTION otp_api.receive_meta(json) RETURNS json
+AS 'MODULE_PATHNAME', 'otp_api_receive_meta' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.receive_meta(json) IS
+'Take what Meta has posted to the webhook, as otp.receive_meta does. For PostgREST: the argument is the body as it came, the header X-Hub-Signature-256 is read from request.headers, the account from the header X-OTP-Account, which a proxy may set; else it is meta.
+Result: {"updates": 1}, or an error with its status: 400, 403 invalid_signature, 413, 500 key_unavailable, 503 without an app_secret.';
+
+CREATE FUNCTION otp_api.receive_meta(mode text, verify_token text, challenge text, account text = NULL) RETURNS otp_api."*/*"
+AS 'MODULE_PATHNAME', 'otp_api_receive_meta_handshake' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.receive_meta(text, text, text, text) IS
+'Answer Meta''s GET of the webhook, as otp.receive_meta_handshake does, at the same address as the POST. PostgREST takes hub.mode for mode, and so on. account: NULL is the header X-OTP-Account, else meta.
+Result: the bare challenge, as text/plain, or an error with its status, as the POST.';
+
+CREATE FUNCTION otp_api.receive_twilio(text) RETURNS json
+AS 'MODULE_PATHNAME', 'otp_api_receive_twilio' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.receive_twilio IS
+'Take what Twilio has posted to the status callback, as otp.receive_twilio does. For PostgREST behind a proxy, which has to hand the form over as text/plain, without the query, and to set the header X-OTP-URL to the address that Twilio has called, query and all. The argument is the form as it came; the header X-Twilio-Signature is read from request.headers, the account from X-OTP-Account; else it is twilio.
+Result: {"updates": 1}, or an error with its status, as receive_meta.';
 
 CREATE FUNCTION otp.format_id(id uuid) RETURNS text
 AS 'MODULE_PATHNAME', 'otp_format_id' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
@@ -1616,9 +1654,10 @@ BEGIN
 			UNION ALL
 			SELECT 'TYPE ' || y.oid::pg_catalog.regtype::text, y.typowner, coalesce(y.typacl, pg_catalog.acldefault('T', y.typowner))
 			FROM pg_catalog.pg_type y JOIN members m ON m.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND m.objid = y.oid
-			JOIN pg_catalog.pg_class c ON c.oid = y.typrelid AND c.relkind = 'c'
+			LEFT JOIN pg_catalog.pg_class c ON c.oid = y.typrelid
+			WHERE c.relkind = 'c' OR y.typtype = 'd'
 			UNION ALL
-			SELECT 'SCHEMA otp', n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname = 'otp'
+			SELECT 'SCHEMA ' || n.nspname, n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname IN ('otp', 'otp_api')
 		)
 		SELECT DISTINCT acls.name, CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END AS grantee
 		FROM acls, pg_catalog.aclexplode(acls.acl) a WHERE a.grantee <> acls.owner

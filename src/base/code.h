@@ -16,7 +16,9 @@
 
 #define CODE_SALT_LENGTH 16
 #define CODE_MIN_LENGTH 4
-#define CODE_MAX_LENGTH 8
+#define CODE_MAX_LENGTH 8		/* of those that are derived */
+#define CODE_GIVEN_MAX_LENGTH 10	/* of those that come from outside */
+#define CODE_SIZE (CODE_GIVEN_MAX_LENGTH + 1)
 #define HASH_LENGTH 32			/* of SHA-256 and HMAC-SHA-256 */
 
 /* A piece of what is hashed; pieces are joined with nothing between them. */

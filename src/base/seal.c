@@ -166,36 +166,27 @@ seal(const char *plain, size_t len, const char *purpose, int key_id)
 	return result;
 }
 
-/* Open a sealed value */
+/* Open a sealed value, if it is what it should be */
 char *
-unseal(const bytea *sealed, const char *purpose, int key_id, size_t *len)
+unseal_or_null(const bytea *sealed, const char *purpose, int key_id, size_t *len)
 {
 	const uint8 *key = keyring_subkey(key_id, KEY_SEAL);
 	bytea	   *value = (bytea *) PG_DETOAST_DATUM_PACKED(PointerGetDatum(sealed));
 	const uint8 *p = (const uint8 *) VARDATA_ANY(value);
 	size_t		sealed_length = VARSIZE_ANY_EXHDR(value);
-	size_t		mac_offset = 0;
-	bool		good;
+	size_t		mac_offset;
 	uint8		mac[HASH_LENGTH];
 	bytea	   *opened;
 	size_t		opened_length;
 	char	   *result;
 
 	/* Nothing is decrypted before the MAC has proved it ours */
-	good = sealed_length >= MIN_SEALED_LENGTH && p[0] == SEAL_VERSION;
-	if (good)
-	{
-		mac_offset = sealed_length - HASH_LENGTH;
-		compute_mac(p, mac_offset, purpose, key_id, mac);
-		good = code_equal(mac, p + mac_offset, HASH_LENGTH);
-	}
-	if (!good)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("a sealed value does not open with its key"),
-				 errhint("It was changed, or moved from the row for which it was sealed. Set the secret again."),
-				 errhidestmt(true),
-				 errhidecontext(true)));
+	if (sealed_length < MIN_SEALED_LENGTH || p[0] != SEAL_VERSION)
+		return NULL;
+	mac_offset = sealed_length - HASH_LENGTH;
+	compute_mac(p, mac_offset, purpose, key_id, mac);
+	if (!code_equal(mac, p + mac_offset, HASH_LENGTH))
+		return NULL;
 
 	opened = call_pgcrypto(&decrypt_function, "pg_decrypt_iv",
 						   p + CIPHERTEXT_OFFSET, mac_offset - CIPHERTEXT_OFFSET,
@@ -210,5 +201,21 @@ unseal(const bytea *sealed, const char *purpose, int key_id, size_t *len)
 	free_bytea(opened);
 	if (value != sealed)
 		pfree(value);
+	return result;
+}
+
+/* Open a sealed value */
+char *
+unseal(const bytea *sealed, const char *purpose, int key_id, size_t *len)
+{
+	char	   *result = unseal_or_null(sealed, purpose, key_id, len);
+
+	if (result == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("a sealed value does not open with its key"),
+				 errhint("It was changed, or moved from the row for which it was sealed. Set the secret again."),
+				 errhidestmt(true),
+				 errhidecontext(true)));
 	return result;
 }

@@ -4,7 +4,7 @@
  *	  Secrets that must be read again: encrypted, then authenticated.
  *
  * AES-256 in CBC mode under one sub-key, HMAC-SHA-256 over everything under
- * another. Both functions need a transaction and give memory of the current
+ * another. All functions need a transaction and give memory of the current
  * context; keyring_raise when the key is not in the key file. The caller
  * wipes what is secret with explicit_bzero.
  *
@@ -27,5 +27,8 @@ extern bytea *seal(const char *plain, size_t len, const char *purpose, int key_i
  * sealed under this key and purpose, or changed since.
  */
 extern char *unseal(const bytea *sealed, const char *purpose, int key_id, size_t *len);
+
+/* The same, but NULL where unseal would raise XX001. */
+extern char *unseal_or_null(const bytea *sealed, const char *purpose, int key_id, size_t *len);
 
 #endif							/* OTP_SEAL_H */

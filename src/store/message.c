@@ -80,7 +80,8 @@ load_leaf(int leaf, const MessageKey *keys, MessageSource *sources,
 	plan_keep_leaf(plans, leaf,
 				   "SELECT k.n, v.expires_at,"
 				   " v.verified_at IS NOT NULL OR v.canceled_at IS NOT NULL, v.attempts >= v.max_attempts,"
-				   " v.fallback_sms, v.key_id, v.length, v.salt, v.phone, v.template, v.language, v.created_at"
+				   " v.fallback_sms, v.key_id, v.length, v.salt, v.phone, v.template, v.language, v.created_at,"
+				   " v.code_given"
 				   " FROM unnest($1, $2) WITH ORDINALITY k (workspace_id, id, n)"
 				   VERIFICATION_OF_KEY,
 				   2, types);
@@ -89,8 +90,8 @@ load_leaf(int leaf, const MessageKey *keys, MessageSource *sources,
 
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		Datum		row[12];
-		bool		nulls[12];
+		Datum		row[13];
+		bool		nulls[13];
 		MessageSource *source;
 		bytea	   *salt;
 
@@ -111,6 +112,7 @@ load_leaf(int leaf, const MessageKey *keys, MessageSource *sources,
 		source->template_name = store_text(row[9], false, context);
 		source->language = store_text(row[10], false, context);
 		source->created_at = DatumGetTimestampTz(row[11]);
+		source->code_given = DatumGetBool(row[12]);
 	}
 	SPI_freetuptable(SPI_tuptable);
 }

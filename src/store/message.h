@@ -32,6 +32,7 @@ typedef struct MessageSource
 	bool		ended;			/* verified, canceled, or no attempt left */
 	bool		used_up;		/* ended because no attempt is left */
 	bool		fallback_sms;
+	bool		code_given;		/* it is in the outbox, and cannot be derived */
 	TimestampTz expires_at;
 	TimestampTz created_at;
 	int			key_id;

@@ -451,6 +451,34 @@ outbox_payload(const OutboxRow *row)
 	return payload;
 }
 
+/* Read a sealed code */
+bytea *
+outbox_code(const OutboxRow *row)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			types[] = {INT8OID, UUIDOID, INT2OID};
+	Datum		values[3];
+	MemoryContext context = CurrentMemoryContext;
+	bytea	   *code = NULL;
+
+	plan_keep(&plan, "SELECT code FROM otp.outbox WHERE xid = $1 AND id = $2 AND number = $3", 3, types);
+	values[0] = Int64GetDatum((int64) row->xid);
+	values[1] = UUIDPGetDatum(&row->id);
+	values[2] = Int16GetDatum(row->number);
+	plan_run(plan, values, NULL, NULL, true, 1);
+	MemoryContextSwitchTo(context);
+	if (SPI_processed > 0)
+	{
+		bool		isnull;
+		Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+
+		if (!isnull)
+			code = DatumGetByteaPCopy(value);
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return code;
+}
+
 /* ---- settle ---- */
 
 /* Delete rows */

@@ -80,6 +80,9 @@ extern int	outbox_read(OutboxPosition *position, OutboxRow *rows, int limit, boo
  */
 extern char *outbox_payload(const OutboxRow *row);
 
+/* Likewise the sealed code of a message, if one was given. */
+extern bytea *outbox_code(const OutboxRow *row);
+
 /* Make one position equal to another. Needs no transaction. */
 extern void outbox_copy_position(OutboxPosition *to, const OutboxPosition *from);
 

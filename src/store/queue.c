@@ -15,6 +15,7 @@
 #include "utils/timestamp.h"
 
 #include "base/roster.h"
+#include "base/seal.h"
 #include "base/ulid.h"
 #include "store/plan.h"
 #include "store/queue.h"
@@ -51,6 +52,30 @@ queue_row(OutboxKind kind, const pg_uuid_t *id, int32 workspace_id, int slot,
 	else
 		nulls[9] = 'n';
 	plan_run(plan, values, nulls, NULL, false, 0);
+}
+
+/* Say where a sealed code belongs */
+static const char *
+code_purpose(const pg_uuid_t *id, int32 workspace_id)
+{
+	char		text[OTP_ID_LENGTH + 1];
+
+	ulid_format(id, text);
+	return psprintf("outbox:%d:%s", workspace_id, text);
+}
+
+/* Seal a code that was given */
+bytea *
+queue_seal_code(const pg_uuid_t *id, int32 workspace_id, const char *code, int key_id)
+{
+	return seal(code, strlen(code), code_purpose(id, workspace_id), key_id);
+}
+
+/* Open it again */
+char *
+queue_open_code(const pg_uuid_t *id, int32 workspace_id, const bytea *sealed, int key_id)
+{
+	return unseal_or_null(sealed, code_purpose(id, workspace_id), key_id, NULL);
 }
 
 /* Queue a payload */

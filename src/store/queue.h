@@ -36,6 +36,15 @@ typedef enum OutboxKind
 extern void queue_row(OutboxKind kind, const pg_uuid_t *id, int32 workspace_id, int slot,
 					  int number, TimestampTz expires_at, const char *payload);
 
+/*
+ * Seal a code that was given for a verification, for its rows of the outbox;
+ * it opens for no other. Open it again, with a NUL added: NULL when it is not
+ * what was sealed. The caller wipes it. Both need a transaction, and raise
+ * keyring_raise's error.
+ */
+extern bytea *queue_seal_code(const pg_uuid_t *id, int32 workspace_id, const char *code, int key_id);
+extern char *queue_open_code(const pg_uuid_t *id, int32 workspace_id, const bytea *sealed, int key_id);
+
 /* Queue receipts or a job, under an id of its own. */
 extern void queue_payload(OutboxKind kind, int32 workspace_id, const char *payload);
 

@@ -55,15 +55,15 @@ verification_insert(const Verification *v)
 	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {INT4OID, UUIDOID, INT2OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 		INT4OID, INT2OID, INT2OID, BOOLOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-	BYTEAOID, BYTEAOID, JSONBOID, BOOLOID};
+	BYTEAOID, BYTEAOID, JSONBOID, BOOLOID, BOOLOID};
 	Datum		values[lengthof(types)];
 	char		nulls[lengthof(types)];
 
 	plan_keep(&plan,
 			  "INSERT INTO otp.verifications (workspace_id, id, slot, created_xid, created_at, expires_at,"
 			  " key_id, length, max_attempts, fallback_sms, test_outcome, phone, template, language, channel,"
-			  " context, salt, code_hash, metadata, shadowed)"
-			  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+			  " context, salt, code_hash, metadata, shadowed, code_given)"
+			  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)",
 			  lengthof(types), types);
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = Int32GetDatum(v->workspace_id);
@@ -95,22 +95,26 @@ verification_insert(const Verification *v)
 	else
 		nulls[18] = 'n';
 	values[19] = BoolGetDatum(v->shadowed);
+	values[20] = BoolGetDatum(v->code_given);
 	plan_run(plan, values, nulls, NULL, false, 0);
 }
 
 /* Queue a message */
 void
-verification_queue(const Verification *v, int number, const char *channel, int credits)
+verification_queue(const Verification *v, int number, const char *channel, int credits, const bytea *code)
 {
 	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {UUIDOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID,
-	INT2OID, INT2OID, TEXTOID, INT2OID};
+	INT2OID, INT2OID, TEXTOID, INT2OID, BYTEAOID};
 	Datum		values[lengthof(types)];
+	char		nulls[lengthof(types)];
 
 	plan_keep(&plan,
-			  "INSERT INTO otp.outbox (id, xid, origin, due_at, expires_at, workspace_id, slot, number, channel, credits)"
-			  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+			  "INSERT INTO otp.outbox (id, xid, origin, due_at, expires_at, workspace_id, slot, number, channel,"
+			  " credits, code)"
+			  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
 			  lengthof(types), types);
+	memset(nulls, ' ', sizeof(nulls));
 	values[0] = UUIDPGetDatum(&v->id);
 	values[1] = Int64GetDatum((int64) U64FromFullTransactionId(GetTopFullTransactionId()));
 	values[2] = Int64GetDatum(roster_origin());
@@ -121,7 +125,55 @@ verification_queue(const Verification *v, int number, const char *channel, int c
 	values[7] = Int16GetDatum(number);
 	values[8] = CStringGetTextDatum(channel);
 	values[9] = Int16GetDatum(credits);
-	plan_run(plan, values, NULL, NULL, false, 0);
+	if (code != NULL)
+		values[10] = PointerGetDatum(code);
+	else
+		nulls[10] = 'n';
+	plan_run(plan, values, nulls, NULL, false, 0);
+}
+
+/* Read a sealed code by one of two statements */
+static bytea *
+queued_code(SPIPlanPtr plan, Datum *values)
+{
+	bytea	   *code = NULL;
+
+	plan_run_latest(plan, values, NULL, 1);
+	if (SPI_processed > 0)
+	{
+		bool		isnull;
+		Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+
+		if (!isnull)
+			code = (bytea *) DatumGetPointer(SPI_datumTransfer(value, false, -1));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return code;
+}
+
+/* Find the sealed code */
+bytea *
+verification_queued_code(const Verification *v)
+{
+	static SPIPlanPtr first = NULL;
+	static SPIPlanPtr any = NULL;
+	Oid			types[] = {UUIDOID, INT8OID};
+	Datum		values[2];
+	bytea	   *code;
+
+	plan_keep(&first, "SELECT code FROM otp.outbox WHERE xid = $2 AND id = $1 AND code IS NOT NULL", 2, types);
+	values[0] = UUIDPGetDatum(&v->id);
+	values[1] = Int64GetDatum((int64) v->created_xid);
+	code = queued_code(first, values);
+	if (code != NULL || v->resends == 0)
+		return code;
+
+	/*
+	 * The row of a resend is another transaction's, which nobody knows: read
+	 * the queue for it. That is rare, and bounded by the limits of resends.
+	 */
+	plan_keep(&any, "SELECT code FROM otp.outbox WHERE id = $1 AND code IS NOT NULL", 1, types);
+	return queued_code(any, values);
 }
 
 /* What the two look-ups read; the order of the columns is take_row's */
@@ -129,7 +181,8 @@ verification_queue(const Verification *v, int number, const char *channel, int c
 	"SELECT v.workspace_id, v.created_xid, v.created_at, v.expires_at, v.verified_at, v.canceled_at," \
 	" v.resent_at, v.last_attempt_at, v.key_id, v.length, v.attempts, v.max_attempts, v.resends, v.fallback_sms," \
 	" v.test_outcome, v.phone, v.template, v.language, v.channel, v.context, v.salt, v.code_hash, v.metadata," \
-	" l.channel, l.ended_reason, f.since, f.failures, v.shadowed, f.in_row, f.forgiven, f.last_at, f.created_xid" \
+	" l.channel, l.ended_reason, f.since, f.failures, v.shadowed, f.in_row, f.forgiven, f.last_at, f.created_xid," \
+	" v.code_given" \
 	" FROM otp.verifications_%02d v" \
 	" LEFT JOIN LATERAL (SELECT m.channel, m.ended_reason FROM otp.messages_%02d m" \
 	" WHERE m.workspace_id = v.workspace_id AND m.verification_id = v.id" \
@@ -232,6 +285,7 @@ take_row(const pg_uuid_t *id, Verification *v)
 	v->last_channel = copy_text(tuple, desc, 24);
 	v->ended_reason = copy_text(tuple, desc, 25);
 	v->shadowed = GET_INT(28, Bool);
+	v->code_given = GET_INT(33, Bool);
 	return true;
 }
 

@@ -36,6 +36,8 @@ typedef struct Verification
 	bool		fallback_sms;
 	const char *test_outcome;	/* NULL: a real phone */
 	bool		shadowed;		/* nothing is sent, no code is right */
+	bool		code_given;		/* from outside: it cannot be derived, and is
+								 * sealed in the outbox */
 	const char *phone;
 	const char *template_name;
 	const char *language;
@@ -57,9 +59,17 @@ extern void verification_insert(const Verification *v);
 
 /*
  * Queue message number of a verification for the sender, due at once;
- * credits is what was paid for it.
+ * credits is what was paid for it, code what queue_seal_code has made of a code
+ * that was given, else NULL.
  */
-extern void verification_queue(const Verification *v, int number, const char *channel, int credits);
+extern void verification_queue(const Verification *v, int number, const char *channel, int credits,
+							   const bytea *code);
+
+/*
+ * The sealed code that is queued with a message of a verification; NULL when
+ * none is left.
+ */
+extern bytea *verification_queued_code(const Verification *v);
 
 /*
  * Find a verification in the given workspaces (an int4[]) and lock its row

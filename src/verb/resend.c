@@ -38,6 +38,7 @@ otp_resend(PG_FUNCTION_ARGS)
 	TimestampTz now;
 	Datum		workspaces;
 	bool		fallback_sms;
+	bytea	   *code = NULL;
 	Datum		values[7];
 	bool		nulls[7] = {false};
 
@@ -74,6 +75,13 @@ otp_resend(PG_FUNCTION_ARGS)
 	if (v.resends >= MAX_RESENDS)
 		error_raise(OTP_RATE_LIMIT_EXCEEDED, "this code was sent too often",
 					"Send a new code with otp_send.", -1, "resends");
+	if (v.code_given && v.test_outcome == NULL && !v.shadowed)
+	{
+		code = verification_queued_code(&v);
+		if (code == NULL)
+			error_raise(OTP_FAILED, "the code of this verification came from outside, and is kept no longer",
+						"Have whoever has made the code make a new one.", -1, NULL);
+	}
 	if (channel == NULL)
 		channel = pstrdup(v.channel);
 	fallback_sms = v.fallback_sms && strcmp(channel, "whatsapp") == 0;
@@ -92,7 +100,7 @@ otp_resend(PG_FUNCTION_ARGS)
 	{
 		if (!v.shadowed)
 		{
-			verification_queue(&v, 2 * v.resends + 1, channel, credit_take(w));
+			verification_queue(&v, 2 * v.resends + 1, channel, credit_take(w), code);
 			wake_at_commit();
 		}
 	}

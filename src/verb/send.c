@@ -21,10 +21,10 @@
 
 #include "base/code.h"
 #include "base/guc.h"
-#include "base/phone.h"
 #include "base/roster.h"
 #include "store/credit.h"
 #include "store/key.h"
+#include "store/queue.h"
 #include "store/template.h"
 #include "store/test_number.h"
 #include "verb/send.h"
@@ -51,24 +51,6 @@ enum
 	ARG_IDEMPOTENCY_KEY,
 	ARG_WORKSPACE
 };
-
-/* Require an E.164 number */
-static char *
-take_phone(FunctionCallInfo fcinfo)
-{
-	text	   *phone;
-	const char *defect;
-
-	if (PG_ARGISNULL(ARG_PHONE))
-		error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
-					"It is NULL; it should look like +14155552671.", -1, NULL);
-	phone = PG_GETARG_TEXT_PP(ARG_PHONE);
-	defect = phone_defect(VARDATA_ANY(phone), VARSIZE_ANY_EXHDR(phone));
-	if (defect != NULL)
-		error_raise(OTP_INVALID_PHONE, "the phone number is not in E.164 format",
-					psprintf("It %s; it should be \"+\" and 7 to 15 digits, the country's first.", defect), -1, NULL);
-	return text_to_cstring(phone);
-}
 
 /* Require a usable template */
 static void
@@ -263,6 +245,18 @@ describe_arguments(FunctionCallInfo fcinfo)
 	return words.data;
 }
 
+/* Require a code that we can send, and compare */
+static void
+check_given(const char *code)
+{
+	size_t		length = strlen(code);
+
+	if (length < CODE_MIN_LENGTH || length > CODE_GIVEN_MAX_LENGTH || strspn(code, "0123456789") != length)
+		error_invalid_argument(psprintf("the code that was given does not have %d to %d digits",
+										CODE_MIN_LENGTH, CODE_GIVEN_MAX_LENGTH),
+							   "Set the length of codes where they are made.");
+}
+
 /* Let the code's life begin */
 static void
 settle_times(SendRequest *r)
@@ -274,7 +268,7 @@ settle_times(SendRequest *r)
 
 /* Fill in what was left out, as the workspace says, and check all */
 static void
-settle_arguments(FunctionCallInfo fcinfo, SendRequest *r)
+settle_arguments(SendRequest *r)
 {
 	const Workspace *w = r->w;
 	Verification *v = &r->v;
@@ -286,16 +280,23 @@ settle_arguments(FunctionCallInfo fcinfo, SendRequest *r)
 		v->language = w->default_language;
 	if (v->channel == NULL)
 		v->channel = w->default_channel;
-	v->length = PG_ARGISNULL(ARG_LENGTH) ? w->default_length : PG_GETARG_INT32(ARG_LENGTH);
-	r->expires_in = PG_ARGISNULL(ARG_EXPIRES_IN) ? w->default_expires_in : PG_GETARG_INT32(ARG_EXPIRES_IN);
-	v->fallback_sms = PG_ARGISNULL(ARG_FALLBACK_SMS) ? w->default_fallback_sms : PG_GETARG_BOOL(ARG_FALLBACK_SMS);
+	if (r->given_code != NULL)
+		v->length = (int) strlen(r->given_code);
+	else if (!r->has_length)
+		v->length = w->default_length;
+	if (!r->has_expires_in)
+		r->expires_in = w->default_expires_in;
+	if (!r->has_fallback_sms)
+		v->fallback_sms = w->default_fallback_sms;
 	v->max_attempts = w->max_attempts;
 
 	if (strcmp(v->channel, "whatsapp") != 0 && strcmp(v->channel, "sms") != 0)
 		error_invalid_argument("there is no such channel", "It is whatsapp or sms.");
 	if (strcmp(v->channel, "sms") == 0)
 		v->fallback_sms = false;
-	if (v->length != 4 && v->length != 6 && v->length != 8)
+	if (r->given_code != NULL)
+		check_given(r->given_code);
+	else if (v->length != 4 && v->length != 6 && v->length != 8)
 		error_invalid_argument("a code cannot have this length", "It has 4, 6 or 8 digits.");
 	if (v->length < w->min_code_length)
 		error_invalid_argument("the code is shorter than the workspace's policy allows",
@@ -315,13 +316,12 @@ settle_arguments(FunctionCallInfo fcinfo, SendRequest *r)
 
 /* Ask everybody who may refuse to send to a real phone */
 static void
-ask_policy(FunctionCallInfo fcinfo, SendRequest *r)
+ask_policy(SendRequest *r)
 {
 	const Workspace *w = r->w;
 	Verification *v = &r->v;
-	bool		fallback_asked = !PG_ARGISNULL(ARG_FALLBACK_SMS) && PG_GETARG_BOOL(ARG_FALLBACK_SMS);
 
-	country_require(w, v, fallback_asked);
+	country_require(w, v, r->has_fallback_sms && v->fallback_sms);
 	module_require(w, v->channel, v->fallback_sms);
 
 	/* Before anything is locked: it may take its time */
@@ -342,7 +342,7 @@ ask_policy(FunctionCallInfo fcinfo, SendRequest *r)
 static void
 make_code(Verification *v, const char *given)
 {
-	char		code[CODE_MAX_LENGTH + 1];
+	char		code[CODE_SIZE];
 	uint8		random[CODE_SALT_LENGTH + HASH_LENGTH];
 
 	v->key_id = key_for_writing();
@@ -370,6 +370,94 @@ make_code(Verification *v, const char *given)
 }
 
 /* Send a code */
+void
+send_code(SendRequest *r, Oid caller, const char *workspace)
+{
+	Verification *v = &r->v;
+	TestNumber	test = {0};
+	bool		is_test = false;
+	const char *given = r->given_code;
+	bytea	   *sealed = NULL;
+
+	r->w = workspace_acting(caller, workspace);
+	workspace_require_active(r->w);
+
+	/* Who asks again gets the answer, even if it could not be sent by now */
+	if (r->idempotency_key != NULL && idempotency_find(r))
+		return;
+
+	settle_arguments(r);
+	if (r->w->has_test_numbers)
+		is_test = test_number_find(r->w->workspace_id, v->phone, v->created_at, &test);
+	if (is_test)
+	{
+		raise_test_outcome(test.outcome);
+		v->test_outcome = test.outcome;
+		if (given == NULL)
+			given = test.code;
+		v->length = strlen(given);
+	}
+	else
+		ask_policy(r);
+	v->code_given = r->given_code != NULL;
+	make_code(v, given);
+
+	/* Write it down */
+	verification_insert(v);
+	if (r->idempotency_key != NULL)
+		idempotency_note(r);
+	if (is_test)
+	{
+		explicit_bzero(test.code, strlen(test.code));
+		write_test_messages(v, v->created_at);
+		return;
+	}
+	limit_keys_note(v, r->limit_keys);
+	guard_note_sent(r->w, v);
+	if (!v->shadowed)
+	{
+		if (v->code_given)
+			sealed = queue_seal_code(&v->id, v->workspace_id, given, v->key_id);
+		verification_queue(v, 1, v->channel, credit_take(r->w), sealed);
+		wake_at_commit();
+	}
+	warn_without_sender();
+	warn_of_text(v, r->expires_in);
+}
+
+/* Take the arguments that need no workspace */
+static void
+take_arguments(FunctionCallInfo fcinfo, SendRequest *r, const char **workspace)
+{
+	Verification *v = &r->v;
+
+	v->phone = verb_phone(fcinfo, ARG_PHONE);
+	v->context = verb_text(fcinfo, ARG_CONTEXT, "context", MAX_CONTEXT);
+	take_metadata(fcinfo, v);
+	if (!PG_ARGISNULL(ARG_LIMIT_KEYS))
+		r->limit_keys = limit_keys_parse(PG_GETARG_ARRAYTYPE_P(ARG_LIMIT_KEYS));
+	r->idempotency_key = verb_text(fcinfo, ARG_IDEMPOTENCY_KEY, "idempotency_key", MAX_IDEMPOTENCY_KEY);
+	if (r->idempotency_key != NULL && r->idempotency_key[0] == '\0')
+		error_invalid_argument("argument \"idempotency_key\" is empty", "It has 1 to 255 bytes, such as a request's id.");
+	v->template_name = verb_text(fcinfo, ARG_TEMPLATE, "template", MAX_TEMPLATE);
+	v->language = verb_text(fcinfo, ARG_LANGUAGE, "language", MAX_LANGUAGE);
+	v->channel = verb_text(fcinfo, ARG_CHANNEL, "channel", 16);
+	*workspace = verb_text(fcinfo, ARG_WORKSPACE, "workspace", NAMEDATALEN);
+
+	r->has_length = !PG_ARGISNULL(ARG_LENGTH);
+	if (r->has_length)
+		v->length = PG_GETARG_INT32(ARG_LENGTH);
+	r->has_expires_in = !PG_ARGISNULL(ARG_EXPIRES_IN);
+	if (r->has_expires_in)
+		r->expires_in = PG_GETARG_INT32(ARG_EXPIRES_IN);
+	r->has_fallback_sms = !PG_ARGISNULL(ARG_FALLBACK_SMS);
+	if (r->has_fallback_sms)
+		v->fallback_sms = PG_GETARG_BOOL(ARG_FALLBACK_SMS);
+	if (r->idempotency_key != NULL)
+		r->asked = describe_arguments(fcinfo);
+}
+
+/* Make a code, and owe its delivery */
 Datum
 otp_send(PG_FUNCTION_ARGS)
 {
@@ -377,74 +465,16 @@ otp_send(PG_FUNCTION_ARGS)
 	SendRequest r;
 	Verification *v = &r.v;
 	const char *workspace;
-	TestNumber	test = {0};
-	bool		is_test = false;
-	bool		fell_back = false;
+	bool		fell_back;
 	Datum		values[7];
 	bool		nulls[7] = {false};
 
 	memset(&r, 0, sizeof(r));
-
-	/* Take the arguments that need no workspace */
-	v->phone = take_phone(fcinfo);
-	v->context = verb_text(fcinfo, ARG_CONTEXT, "context", MAX_CONTEXT);
-	take_metadata(fcinfo, v);
-	if (!PG_ARGISNULL(ARG_LIMIT_KEYS))
-		r.limit_keys = limit_keys_parse(PG_GETARG_ARRAYTYPE_P(ARG_LIMIT_KEYS));
-	r.idempotency_key = verb_text(fcinfo, ARG_IDEMPOTENCY_KEY, "idempotency_key", MAX_IDEMPOTENCY_KEY);
-	if (r.idempotency_key != NULL && r.idempotency_key[0] == '\0')
-		error_invalid_argument("argument \"idempotency_key\" is empty", "It has 1 to 255 bytes, such as a request's id.");
-	v->template_name = verb_text(fcinfo, ARG_TEMPLATE, "template", MAX_TEMPLATE);
-	v->language = verb_text(fcinfo, ARG_LANGUAGE, "language", MAX_LANGUAGE);
-	v->channel = verb_text(fcinfo, ARG_CHANNEL, "channel", 16);
-	workspace = verb_text(fcinfo, ARG_WORKSPACE, "workspace", NAMEDATALEN);
-	if (r.idempotency_key != NULL)
-		r.asked = describe_arguments(fcinfo);
+	take_arguments(fcinfo, &r, &workspace);
 
 	verb_begin(&scope, "otp_send()", VERB_WRITES);
-	r.w = workspace_acting(scope.caller, workspace);
-	workspace_require_active(r.w);
-
-	/* Who asks again gets the answer, even if it could not be sent by now */
-	if (r.idempotency_key == NULL || !idempotency_find(&r))
-	{
-		settle_arguments(fcinfo, &r);
-		if (r.w->has_test_numbers)
-			is_test = test_number_find(r.w->workspace_id, v->phone, v->created_at, &test);
-		if (is_test)
-		{
-			raise_test_outcome(test.outcome);
-			v->test_outcome = test.outcome;
-			v->length = strlen(test.code);
-		}
-		else
-			ask_policy(fcinfo, &r);
-		make_code(v, is_test ? test.code : NULL);
-
-		/* Write it down */
-		verification_insert(v);
-		if (r.idempotency_key != NULL)
-			idempotency_note(&r);
-		if (is_test)
-		{
-			explicit_bzero(test.code, strlen(test.code));
-			write_test_messages(v, v->created_at);
-		}
-		else
-		{
-			limit_keys_note(v, r.limit_keys);
-			guard_note_sent(r.w, v);
-			if (!v->shadowed)
-			{
-				verification_queue(v, 1, v->channel, credit_take(r.w));
-				wake_at_commit();
-			}
-			warn_without_sender();
-			warn_of_text(v, r.expires_in);
-		}
-	}
+	send_code(&r, scope.caller, workspace);
 	fell_back = v->test_outcome != NULL && strcmp(v->test_outcome, "sms_fallback") == 0;
-
 	verb_end(&scope);
 
 	values[0] = BoolGetDatum(true);

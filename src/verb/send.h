@@ -22,9 +22,14 @@ typedef struct LimitKeys LimitKeys;
 /* What otp_send was asked for */
 typedef struct SendRequest
 {
-	const Workspace *w;
+	const Workspace *w;			/* set by send_code */
 	Verification v;				/* what is to be written */
 	int			expires_in;		/* seconds */
+	bool		has_length;		/* these were asked for; the workspace decides
+								 * on the others */
+	bool		has_expires_in;
+	bool		has_fallback_sms;
+	const char *given_code;		/* from outside; NULL: one is made */
 	LimitKeys  *limit_keys;		/* NULL: none */
 	char	   *idempotency_key;	/* NULL: none */
 	char	   *asked;			/* with a key: all arguments as they were
@@ -33,6 +38,14 @@ typedef struct SendRequest
 								 * as, */
 	uint8		arguments[HASH_LENGTH]; /* and the hash of what was asked for */
 } SendRequest;
+
+/*
+ * Send what was asked for: the one way for all. workspace NULL is the
+ * caller's. Of v, what was asked for is to be set, the rest zeroed; all of
+ * it is set then. Strings come from the caller or the workspace, and hold
+ * until the end of the scope. Raises what otp_send raises. (send.c)
+ */
+extern void send_code(SendRequest *r, Oid caller, const char *workspace);
 
 /*
  * Refuse a phone of a country that the workspace does not send to over the

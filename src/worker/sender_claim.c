@@ -26,6 +26,7 @@
 #include "base/keyring.h"
 #include "base/ulid.h"
 #include "store/message.h"
+#include "store/queue.h"
 #include "store/template.h"
 #include "worker/job.h"
 #include "worker/sender.h"
@@ -342,6 +343,29 @@ build_question(ClaimItem *item, const char *message_id, TimestampTz now)
 		account_dismiss(o, now);
 }
 
+/* Derive the code, or open the one that was given; false when there is none */
+static bool
+find_code(const Owed *o, const MessageSource *source, char code[CODE_SIZE])
+{
+	bytea	   *sealed;
+	char	   *given;
+	bool		fits;
+
+	if (!source->code_given)
+	{
+		code_derive(&o->row.id, source->salt, source->key_id, source->length, code);
+		return true;
+	}
+	sealed = outbox_code(&o->row);
+	given = sealed != NULL ? queue_open_code(&o->row.id, o->row.workspace_id, sealed, source->key_id) : NULL;
+	if (given == NULL)
+		return false;
+	fits = strlcpy(code, given, CODE_SIZE) < CODE_SIZE;
+	explicit_bzero(given, strlen(given));
+	pfree(given);
+	return fits;
+}
+
 /* Make the request */
 static void
 build_request(ClaimItem *item, const MessageSource *source, Account *a, TimestampTz now)
@@ -351,13 +375,19 @@ build_request(ClaimItem *item, const MessageSource *source, Account *a, Timestam
 	const Route *route = account_route(o->row.workspace_id);
 	ChannelMessage message;
 	char		otp_id[OTP_ID_LENGTH + 1];
-	char		code[CODE_MAX_LENGTH + 1];
+	char		code[CODE_SIZE];
 	char		error[HTTP_ERROR_SIZE] = "the provider does not carry this channel";
 	char	   *text = NULL;
 	bool		built = false;
 
 	ulid_format(&o->row.id, otp_id);
-	code_derive(&o->row.id, source->salt, source->key_id, source->length, code);
+	if (!find_code(o, source, code))
+	{
+		account_dismiss(o, now);
+		decide_without(item, END_FAILED, "the code that was given is not in the outbox any more");
+		o->reason = "delivery_failed";
+		return;
+	}
 
 	memset(&message, 0, sizeof(message));
 	message.otp_id = otp_id;

@@ -1,7 +1,8 @@
 # No code, no secret and no key can be read on disk, and no phone in the log.
 #
-# 200 codes of eight digits go out over both providers, some of them refused
-# with words that quote the phone; some are guessed right, some wrong; calls
+# 240 codes of eight digits go out over both providers, some of them refused
+# with words that quote the phone, some of them made elsewhere and handed in;
+# some are guessed right, some wrong; calls
 # fail in every way. The server logs all it can: every statement, every nested
 # one with its plan, debug messages, pg_stat_statements. Then the whole data
 # directory, the log and a dump are searched. Phones are in the tables, that
@@ -66,13 +67,32 @@ $node->create_user('app');
 # Phones by what will become of them: 1555033nxxx
 $node->run(<<'END');
 CREATE TABLE people AS
-	SELECT '+1555033' || kind || lpad(n::text, 3, '0') AS phone, kind, NULL::text AS otp_id
-	FROM (VALUES (0, 80), (1, 40), (2, 20), (3, 20), (4, 20), (5, 20)) k (kind, count), generate_series(1, k.count) n;
+	SELECT '+1555033' || kind || lpad(n::text, 3, '0') AS phone, kind, n, NULL::text AS otp_id
+	FROM (VALUES (0, 80), (1, 40), (2, 20), (3, 20), (4, 20), (5, 20), (6, 40)) k (kind, count),
+		generate_series(1, k.count) n;
 GRANT ALL ON people TO app;
-CREATE FUNCTION try_code(id text, file text, line int) RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS $$
+GRANT USAGE ON SCHEMA otp_api TO app;
+GRANT EXECUTE ON FUNCTION otp_api.gotrue_send_sms TO app;
+CREATE FUNCTION try_code(id text, file text, line int, context text = NULL)
+RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
 	RETURN (SELECT coalesce(v.error, 'valid')
-			FROM otp_verify(id, (string_to_array(pg_read_file(file), E'\n'))[line]) v);
+			FROM otp_verify(id, (string_to_array(pg_read_file(file), E'\n'))[line], context) v);
+END $$;
+-- Hand a code in, and half of them to send by SMS
+CREATE FUNCTION hand_in(line int, file text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+	answer jsonb;
+BEGIN
+	UPDATE otp.workspaces SET default_channel = CASE WHEN line % 2 = 0 THEN 'sms' ELSE 'whatsapp' END
+	WHERE name = 'default';
+	answer := otp_api.gotrue_send_sms(jsonb_build_object('sms', jsonb_build_object(
+		'phone', (SELECT p.phone FROM people p WHERE p.kind = 6 AND p.n = line),
+		'otp', (string_to_array(pg_read_file(file), E'\n'))[line])));
+	UPDATE otp.workspaces SET default_channel = 'whatsapp' WHERE name = 'default';
+	UPDATE people p SET otp_id = (SELECT otp.format_id(v.id) FROM otp.verifications v WHERE v.phone = p.phone)
+	WHERE p.kind = 6 AND p.n = line;
+	RETURN answer::text;
 END $$;
 END
 
@@ -94,10 +114,16 @@ $sim->behave(
 
 $node->run(<<'END', user => 'app');
 UPDATE people SET otp_id = s.otp_id
-FROM (SELECT p.phone, s.otp_id FROM people p,
+FROM (SELECT p.phone, s.otp_id FROM (SELECT * FROM people WHERE kind < 6) p,
 		otp_send(p.phone, fallback_sms => kind IN (1, 4), channel => CASE WHEN kind IN (3, 5) THEN 'sms' END) s) s
 WHERE s.phone = people.phone
 END
+my %given;
+$given{ sprintf '%08d', rand 100_000_000 } = 1 while keys %given < 40;
+my $given_file = write_file('given', join "\n", sort keys %given);
+is($node->value("SELECT string_agg(DISTINCT hand_in(n, '$given_file'), ' ') FROM generate_series(1, 40) n"),
+	'{}', 'codes are handed in');
+is($node->value('SELECT count(*) FROM otp.outbox WHERE octet_length(code) > 8'), 40, 'and sealed');
 ok($node->wait_until_sent, 'all is sent or refused');
 my %code;
 my %count;
@@ -108,8 +134,9 @@ foreach my $message ($sim->inbox)
 	$count{ $message->{channel} }++;
 }
 my @codes = values %code;
-is(scalar @codes, 200, '200 codes are known');
-is(scalar(grep { /^\d{8}$/ } @codes), 200, 'of eight digits');
+is(scalar @codes, 240, '240 codes are known');
+is(scalar(grep { /^\d{8}$/ } @codes), 240, 'of eight digits');
+is(scalar(grep { $given{$_} } @codes), 40, 'those that were handed in among them');
 note join ', ', map { "$_: $count{$_}" } sort keys %count;
 cmp_ok($count{whatsapp}, '>=', 140, 'many over WhatsApp');
 cmp_ok($count{sms}, '>=', 100, 'many by SMS');
@@ -118,8 +145,9 @@ cmp_ok($count{sms}, '>=', 100, 'many by SMS');
 my @rows = $node->rows('SELECT otp_id, phone, kind FROM people ORDER BY phone');
 my $file = write_file('codes', join "\n", map { $code{ $_->{phone} } } @rows);
 my %outcome = map { $_->{outcome} => $_->{n} } $node->rows(<<"END");
-SELECT try_code(otp_id, '$file', CASE WHEN n % 3 = 0 THEN n % 7 + 1 ELSE n END::int) AS outcome, count(*) AS n
-FROM (SELECT otp_id, row_number() OVER (ORDER BY phone) AS n FROM people) p GROUP BY 1
+SELECT try_code(otp_id, '$file', CASE WHEN n % 3 = 0 THEN n % 7 + 1 ELSE n END::int,
+	CASE WHEN kind = 6 THEN 'gotrue' END) AS outcome, count(*) AS n
+FROM (SELECT otp_id, kind, row_number() OVER (ORDER BY phone) AS n FROM people) p GROUP BY 1
 END
 cmp_ok($outcome{valid}, '>', 80, 'right guesses');
 cmp_ok($outcome{invalid_code}, '>', 30, 'wrong ones');
@@ -151,6 +179,7 @@ my %failing = (
 	'a question with a phone that is none' => "SELECT * FROM otp.rate_limit_status('+1 555 033 9030', '{+15550339031}')",
 	'a workspace that is not there' => "SELECT * FROM otp_send('+15550339019', workspace => 'x')",
 	'a test number that is none' => "SELECT otp.set_test_number('+1 555 033 9021', '$code')",
+	'a code that is handed in read-only' => "BEGIN READ ONLY; SELECT otp_api.gotrue_send_sms('{\"sms\": {\"otp\": \"$code\", \"phone\": \"15550339033\"}}')",
 	'a code that is none' => "SELECT otp.set_test_number('+15550339022', 'x${code}x')",
 	'a secret with a wrong neighbour' => "SELECT otp.configure_meta(access_token => '$secret{access_token}', base_url => 'ftp://x')",
 	'a secret with a blank in it' => "SELECT otp.configure_twilio(auth_token => '$secret{auth_token} ')",
@@ -243,7 +272,7 @@ note sprintf '%d files, %.0f MB, different numbers of eight digits: %d in text, 
   @text + keys %found, $bytes / 1e6, map { scalar keys %{ $numbers{$_} // {} } } qw(text binary);
 
 # In what is text no code at all; among the numbers that any binary file
-# holds, one may be the same by chance (200 in 10^8 each), but hardly two
+# holds, one may be the same by chance (240 in 10^8 each), but hardly two
 my %codes_anywhere = map { %{ $codes_in{$_} } } keys %codes_in;
 is(scalar(grep { $codes_in{$_} } @text), 0, 'no code in the log, a dump or the statistics');
 cmp_ok(scalar keys %codes_anywhere, '<=', 1, 'no codes in the data directory');
