@@ -56,7 +56,7 @@ typedef struct Request
 	/* While it waits: waits.c's */
 	bool		waiting;
 	struct Wait *wait;
-	bool		envelope;		/* of errors, as in ApiCall: set before it waits */
+	bool		envelope;		/* of errors; is set before it waits */
 
 	/* Is tried again then, because somebody had a row locked; 0: not */
 	TimestampTz again_at;
