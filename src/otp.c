@@ -23,6 +23,7 @@
 #include "base/keyring.h"
 #include "base/ledger.h"
 #include "base/limiter.h"
+#include "base/outcome.h"
 #include "base/receipt_count.h"
 #include "base/roster.h"
 #include "base/shmem.h"
@@ -234,6 +235,7 @@ request_shmem(void)
 	RequestAddinShmemSpace(guard_shmem_size());
 	RequestAddinShmemSpace(roster_shmem_size());
 	RequestAddinShmemSpace(receipt_count_shmem_size());
+	RequestAddinShmemSpace(outcome_shmem_size());
 	RequestNamedLWLockTranche("otp_ledger", 1);
 	RequestNamedLWLockTranche("otp_limiter", 1);
 	RequestNamedLWLockTranche("otp_guard", 1);
@@ -253,6 +255,7 @@ startup_shmem(void)
 	guard_shmem_init();
 	roster_shmem_init();
 	receipt_count_shmem_init();
+	outcome_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 	shmem_attached = true;
 

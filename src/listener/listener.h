@@ -55,11 +55,8 @@ typedef struct Request
 
 	/* While it waits: waits.c's */
 	bool		waiting;
-	dlist_node	wait_node;
-	TimestampTz wait_until;
-	pg_uuid_t	id;
-	int32		workspace_id;
-	bool		envelope;
+	struct Wait *wait;
+	bool		envelope;		/* of errors; is set before it waits */
 
 	/* Is tried again then, because somebody had a row locked; 0: not */
 	TimestampTz again_at;
@@ -110,7 +107,11 @@ extern int	route_count(void);
 
 /* ---- waits.c ---- */
 
-/* Have a request wait for the outcome of what api_call has put on its way. */
+/*
+ * Have a request wait for the outcome of what api_call has put on its way; or
+ * answer it, when that is not to be waited for. Its deadline is put off by the
+ * time of the wait. Raises nothing.
+ */
 extern void waits_add(Request *r, const ApiAnswer *answer);
 
 /*
@@ -119,7 +120,7 @@ extern void waits_add(Request *r, const ApiAnswer *answer);
  */
 extern TimestampTz waits_turn(TimestampTz now);
 
-/* The connection is gone. */
+/* The connection is gone; for callbacks, too: raises nothing, and allocates nothing. */
 extern void waits_remove(Request *r);
 
 extern int	waits_count(void);

@@ -115,11 +115,12 @@ extern void api_call(const ApiCall *call, ApiAnswer *answer);
 
 /*
  * Make the answer of a call by the outcome of what was on its way: accepted by
- * the provider, failed for good, or, with last true, still on its way. False
- * when there is no outcome yet, and last is false. Needs a transaction; reads
- * only. The answer's envelope is that of /v1 when envelope is true.
+ * the provider, or failed for good. False when there is none yet: then the
+ * call's own answer is the one to give, as soon as nobody wants to wait any
+ * longer. Needs a transaction and an active snapshot; reads only. The answer's
+ * envelope is that of /v1 when envelope is true.
  */
-extern bool api_outcome(int32 workspace_id, const pg_uuid_t *id, bool envelope, bool last, ApiAnswer *answer);
+extern bool api_outcome(int32 workspace_id, const pg_uuid_t *id, bool envelope, ApiAnswer *answer);
 
 /* Make an answer to what never became a call, such as 400 or 404. Needs no transaction. */
 extern void api_refuse(ApiAnswer *answer, bool envelope, int status, const char *code,

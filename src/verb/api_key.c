@@ -9,6 +9,7 @@
 #include "base/compat.h"
 
 #include "executor/spi.h"
+#include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"

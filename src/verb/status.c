@@ -18,6 +18,7 @@
 #include "utils/wait_event.h"
 
 #include "base/roster.h"
+#include "verb/standing.h"
 #include "verb/verb.h"
 
 EXPORTED_FUNCTION(otp_status);
@@ -30,123 +31,6 @@ EXPORTED_FUNCTION(otp_wait);
 #define WAIT_SLICE_MS 250
 
 #define STATUS_COLUMNS 19
-
-/* A verification and what became of its messages */
-typedef struct Standing
-{
-	Verification v;
-	int			attempts;
-	Life		life;
-	TimestampTz ended_at;
-	const char *error;
-	char	   *error_detail;
-	const char *channel;
-	const char *message_id;
-	TimestampTz sent_at;
-	TimestampTz delivered_at;
-	bool		fallback_used;
-	bool		has_outcome;	/* its first message was accepted, or all is
-								 * over */
-} Standing;
-
-/* Work out the standing */
-static void
-judge(Standing *s, const MessageState *messages, int n, TimestampTz now)
-{
-	Verification *v = &s->v;
-	TimestampTz failed_at = 0;
-
-	/* What became of the messages: the last one speaks for all */
-	s->channel = v->channel;
-	for (int i = 0; i < n; i++)
-	{
-		const MessageState *m = &messages[i];
-
-		s->channel = m->channel;
-		if (m->message_id != NULL)
-			s->message_id = m->message_id;
-		if (m->sent_at != 0)
-			s->sent_at = m->sent_at;
-		if (m->delivered_at != 0 && s->delivered_at == 0)
-			s->delivered_at = m->delivered_at;
-		if (m->number % 2 == 0)
-			s->fallback_used = true;
-		if (m->sent_at != 0 || m->delivered_at != 0)
-			s->has_outcome = true;
-	}
-	v->ended_reason = NULL;
-	if (n > 0 && messages[n - 1].ended_reason != NULL)
-	{
-		v->ended_reason = messages[n - 1].ended_reason;
-		failed_at = messages[n - 1].failed_at;
-		if (messages[n - 1].provider_code != 0)
-			s->error_detail = psprintf("%d%s%s", messages[n - 1].provider_code,
-									   messages[n - 1].detail != NULL ? ": " : "",
-									   messages[n - 1].detail != NULL ? messages[n - 1].detail : "");
-		else if (messages[n - 1].detail != NULL)
-			s->error_detail = pstrdup(messages[n - 1].detail);
-	}
-
-	/* What became of the verification */
-	s->attempts = verb_attempts(v);
-	if (v->verified_at != 0)
-	{
-		s->life = LIFE_VERIFIED;
-		s->ended_at = v->verified_at;
-	}
-	else if (v->canceled_at != 0)
-	{
-		s->life = LIFE_CANCELED;
-		s->ended_at = v->canceled_at;
-	}
-	else if (v->ended_reason != NULL)
-	{
-		s->life = LIFE_FAILED;
-		s->ended_at = failed_at;
-		s->error = v->ended_reason;
-	}
-	else if (s->attempts >= v->max_attempts)
-	{
-		s->life = LIFE_FAILED;
-		s->ended_at = v->last_attempt_at;
-		s->error = "too_many_attempts";
-	}
-	else if (v->expires_at <= now)
-	{
-		s->life = LIFE_EXPIRED;
-		s->ended_at = v->expires_at;
-	}
-	else
-		s->life = s->delivered_at != 0 ? LIFE_DELIVERED : LIFE_PENDING;
-	if (s->life != LIFE_PENDING)
-		s->has_outcome = true;
-}
-
-/* Look a verification up */
-static bool
-look(const pg_uuid_t *id, bool latest, Datum workspaces, Standing *s)
-{
-	MessageState *messages;
-	int			n;
-	char	   *detail;
-
-	memset(s, 0, sizeof(Standing));
-	if (!verification_find(workspaces, id, latest, &s->v))
-		return false;
-	n = verification_messages(&s->v, latest, &messages);
-	judge(s, messages, n, GetCurrentTimestamp());
-
-	/* Made in SPI's memory, which does not outlive the look-up */
-	if (s->error_detail != NULL)
-	{
-		size_t		size = strlen(s->error_detail) + 1;
-
-		detail = SPI_palloc(size);
-		memcpy(detail, s->error_detail, size);
-		s->error_detail = detail;
-	}
-	return true;
-}
 
 /* Set a text column */
 static void
@@ -230,7 +114,7 @@ otp_status(PG_FUNCTION_ARGS)
 	verb_begin(&scope, "otp_status()", VERB_READS);
 	workspaces = workspace_granted(scope.caller, false);
 	found = ulid_parse(id_text, strlen(id_text), &id) &&
-		look(&id, false, workspaces, &s);
+		standing_look(&id, false, workspaces, &s);
 	verb_end(&scope);
 
 	return return_row(fcinfo, found, &s);
@@ -275,7 +159,7 @@ otp_wait(PG_FUNCTION_ARGS)
 		verb_begin(&scope, "otp_wait()", VERB_READS);
 		workspaces = workspace_granted(scope.caller, false);
 		found = ulid_parse(id_text, strlen(id_text), &id) &&
-			look(&id, true, workspaces, &s);
+			standing_look(&id, true, workspaces, &s);
 		verb_end(&scope);
 
 		if (first && found && s.v.test_outcome == NULL && FullTransactionIdIsValid(xid) &&

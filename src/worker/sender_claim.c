@@ -162,7 +162,7 @@ take_other(const OutboxRow *row)
 
 /* Read new rows of the queue */
 static void
-take_new(int limit, TimestampTz now)
+take_new(int limit)
 {
 	OutboxRow  *rows = palloc(OUTBOX_BATCH * sizeof(OutboxRow));
 	int64		origin = roster_origin();
@@ -170,8 +170,6 @@ take_new(int limit, TimestampTz now)
 
 	n = outbox_read(&sender.next_position, rows, limit - sender.nitems, &sender.more);
 
-	/* What was queued since the turn began is due, too */
-	now = GetCurrentTimestamp();
 	for (int i = 0; i < n; i++)
 	{
 		Owed	   *o;
@@ -612,7 +610,7 @@ claim_take(int limit, TimestampTz now)
 	if (sender.caught_up)
 		take_waiting(limit, now);
 	if (sender.nitems < limit)
-		take_new(limit, now);
+		take_new(limit);
 	else
 		sender.more = true;
 	decide_questions(now);

@@ -20,6 +20,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "base/outcome.h"
 #include "store/message.h"
 #include "worker/sender.h"
 
@@ -459,10 +460,30 @@ go_on(Owed *o, OwedEnd end, int *nupdated, TimestampTz now)
 		owed_free(o);
 }
 
+/* Is what came of a message the outcome of its send? Then somebody may wait for it */
+static bool
+is_outcome(const Owed *o)
+{
+	switch (o->end)
+	{
+		case END_RETRY:
+		case END_FALLBACK:
+			/* Goes on, unless its verification has ended meanwhile */
+			return o->over;
+		case END_EXPIRED:
+		case END_USED_UP:
+			return !o->accepted;
+		default:
+			return true;
+	}
+}
+
 /* Forget what is written */
 void
 settle_done(TimestampTz now)
 {
+	static pg_uuid_t outcomes[2 * SETTLE_BATCH];
+	int			noutcomes = 0;
 	int			nupdated = 0;
 
 	for (int i = 0; i < sender.settling; i++)
@@ -472,6 +493,8 @@ settle_done(TimestampTz now)
 
 		sender.finishing--;
 		o->place = OWED_NOWHERE;
+		if (is_outcome(o))
+			outcomes[noutcomes++] = o->row.id;
 		owed_clear_outcome(o);
 		switch (end)
 		{
@@ -494,12 +517,18 @@ settle_done(TimestampTz now)
 		go_on(o, end, &nupdated, now);
 	}
 	for (int i = 0; i < sender.noting; i++)
-		pfree(dlist_container(OtherRow, node, dlist_pop_head_node(&sender.notes)));
+	{
+		OtherRow   *note = dlist_container(OtherRow, node, dlist_pop_head_node(&sender.notes));
+
+		outcomes[noutcomes++] = note->row.id;
+		pfree(note);
+	}
 	sender.nnotes -= sender.noting;
 	sender.settling = 0;
 	sender.noting = 0;
 	sender.updated = NULL;
 	events_done(now);
+	outcome_post(outcomes, noutcomes);
 	if (roster_settled() != NULL)
 		ConditionVariableBroadcast(roster_settled());
 }

@@ -126,8 +126,8 @@ place_use_server() {
 
 # Build the extension and install it into the tree: more make arguments
 place_build() {
-	make -C "$place/source" -s -j "$(nproc)" PG_CONFIG="$PG_CONFIG" "$@" all
-	make -C "$place/source" -s PG_CONFIG="$PG_CONFIG" install
+	make -C "$place/source" -s -j "$(nproc)" PG_CONFIG="$PG_CONFIG" "$@" all &&
+		make -C "$place/source" -s PG_CONFIG="$PG_CONFIG" install
 }
 
 # Build the simulator
