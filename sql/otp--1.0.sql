@@ -916,10 +916,71 @@ account: the name that otp.configure_twilio returned. url: the address that Twil
 Result: 1, or 0 when it was of no use. It takes effect after the commit.
 Errors: 42501 invalid_signature for a wrong or missing signature and an unknown account, 55000 for an account without auth_token, 54000 for a body that is too long, 25006 in a read-only transaction or on a standby, OT500 key_unavailable, 22023.';
 
-/* --------------------------------------------------------------- GoTrue */
-
 CREATE SCHEMA otp_api;
 REVOKE ALL ON SCHEMA otp_api FROM PUBLIC;
+
+/* ------------------------------------------------------------- the API */
+
+CREATE FUNCTION otp.list_verifications(
+	phone text = NULL, status text = NULL, "limit" int = NULL, after text = NULL, workspace text = NULL,
+	OUT otp_id text, OUT status text, OUT phone text, OUT channel text, OUT created_at timestamptz,
+	OUT expires_at timestamptz, OUT verified_at timestamptz, OUT attempts int, OUT fallback_used bool,
+	OUT template text, OUT language text, OUT message_id text, OUT sent_at timestamptz,
+	OUT delivered_at timestamptz, OUT ended_at timestamptz, OUT attempts_remaining int, OUT error text,
+	OUT error_detail text, OUT metadata jsonb, OUT next text)
+RETURNS SETOF record AS 'MODULE_PATHNAME', 'otp_list_verifications' LANGUAGE C STABLE PARALLEL UNSAFE ROWS 20;
+COMMENT ON FUNCTION otp.list_verifications IS
+'The last verifications of a workspace, newest first, page by page.
+phone: of this one only. status: pending, delivered, verified, expired, failed or canceled only. limit: 1 to 100 rows, 20 unless said. after: an otp_id; go on behind it. workspace: NULL is otp.workspace, else the only one granted.
+Result: the columns of otp_status, and in the last row next: what after has to be for the next page, NULL when there is none. When no verification of a status was found among the next 2,000, there is one row with next alone.
+Errors: OT400 invalid_phone, 22023, 42501.';
+
+CREATE FUNCTION otp_api.otp_send(
+	phone text, template text = NULL, length int = NULL, expires_in int = NULL, fallback_sms bool = NULL,
+	metadata jsonb = NULL, channel text = NULL, context text = NULL, language text = NULL,
+	limit_keys text[] = NULL, idempotency_key text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.otp_send IS
+'Send a code: otp_send for programs that speak REST.
+The arguments are those of otp_send. Who calls is told by an API key in the header X-API-Key, or Authorization: Bearer oat_..., of the setting request.headers; without one it is the current role.
+Result: {"success", "otp_id", "channel", "phone", "expires_at", "expires_in", "message_id"}; message_id is null, for delivery follows the commit. An error is {"code", "message", "details", "hint", "retry_after" (seconds), "limit"}, with its HTTP status in the setting response.status: what was counted stays so. response.headers has X-RateLimit-Remaining, X-RateLimit-Reset and, with 429 and 503, Retry-After.';
+
+CREATE FUNCTION otp_api.otp_verify(otp_id text, code text, context text = NULL, phone text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.otp_verify IS
+'Check a code: otp_verify for programs that speak REST. Caller, errors and headers as otp_api.otp_send.
+Result: {"valid": true, "otp_id", "phone", "verified_at", "channel"}; for a wrong code {"valid": false, "otp_id", "error": "invalid_code", "attempts_remaining"} with status 200. What can not become right is an error with "valid": false: 404, 409, 410, 422, 424, 429.';
+
+CREATE FUNCTION otp_api.otp_status(otp_id text)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.otp_status IS
+'Tell where a verification stands: otp_status for programs that speak REST. Caller, errors and headers as otp_api.otp_send.
+Result: an object with the columns of otp_status; those that are NULL are left out, but for verified_at.';
+
+CREATE FUNCTION otp_api.otp_resend(otp_id text, channel text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.otp_resend IS
+'Send the same code again: otp_resend for programs that speak REST. Caller, result, errors and headers as otp_api.otp_send.';
+
+CREATE FUNCTION otp_api.otp_cancel(otp_id text)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.otp_cancel IS
+'Let a code never be right again: otp_cancel for programs that speak REST. Caller, errors and headers as otp_api.otp_send.
+Result: {"otp_id", "canceled"}; false for an unknown id or a verification that has ended.';
+
+CREATE FUNCTION otp_api.otp_list(phone text = NULL, status text = NULL, "limit" int = NULL, after text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.otp_list IS
+'The last verifications, newest first: otp.list_verifications for programs that speak REST. Caller, errors and headers as otp_api.otp_send.
+Result: {"data": [...], "has_more", "next"}; next is what after has to be for the next page. A page may be empty and have more.';
+
+CREATE FUNCTION otp_api.rate_limit_status(phone text = NULL, limit_keys text[] = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.rate_limit_status IS
+'What is left of each limit: otp.rate_limit_status for programs that speak REST. Caller, errors and headers as otp_api.otp_send.
+Result: an array of objects.';
+
+/* --------------------------------------------------------------- GoTrue */
 
 CREATE FUNCTION otp_api.gotrue_send_sms(event jsonb) RETURNS jsonb
 AS 'MODULE_PATHNAME', 'otp_gotrue_send_sms' LANGUAGE C VOLATILE PARALLEL UNSAFE;

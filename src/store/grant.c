@@ -28,6 +28,7 @@ static const char *const privileges[] = {
 	" otp.send_test_webhook(int, text), otp.replay_webhooks(int, timestamptz, bool)",
 	"EXECUTE ON FUNCTION otp.forget_phone(text, text)",
 	"EXECUTE ON FUNCTION otp.rate_limit_status(text, text[], text)",
+	"EXECUTE ON FUNCTION otp.list_verifications(text, text, int, text, text)",
 	"SELECT ON otp.usage",
 	"SELECT ON otp.guard_decisions",
 	"EXECUTE ON FUNCTION otp.guard_status(text), otp.guard_unwritten()",

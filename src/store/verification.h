@@ -81,6 +81,13 @@ extern bool verification_lock(Datum workspaces, const pg_uuid_t *id, Verificatio
 /* Find without a lock; latest true reads what is committed now, whatever the transaction's snapshot. */
 extern bool verification_find(Datum workspaces, const pg_uuid_t *id, bool latest, Verification *v);
 
+/*
+ * The ids of a workspace's verifications, newest first, at most limit; of a
+ * phone (NULL: of all), and older than after. (list.c)
+ */
+extern int	verification_list(int32 workspace_id, const char *phone, const pg_uuid_t *after,
+							  int limit, pg_uuid_t *ids);
+
 /* Read the failures of a phone anew, as verification_lock reads them. */
 extern void verification_phone_failures(Verification *v);
 

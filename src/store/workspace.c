@@ -13,9 +13,11 @@
 #include "postgres.h"
 #include "base/compat.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -41,6 +43,8 @@ static bool cache_stale = true;
 static bool cache_held = false; /* somebody may still use it after a change */
 static List *workspaces = NIL;	/* Workspace */
 static Oid	granted_caller = InvalidOid;
+static int32 granted_key = 0;	/* the workspace of the key that was granted
+								 * it; 0: by its role */
 static MemoryContext granted_context = NULL;	/* of what follows; in
 												 * cache_context */
 static Datum granted_ids;		/* int4[] */
@@ -113,6 +117,7 @@ refresh_cache(void)
 	MemoryContextReset(cache_context);
 	workspaces = NIL;
 	granted_caller = InvalidOid;
+	granted_key = 0;
 	granted_context = NULL;
 
 	/* Before the reading, so that a change during it is not missed */
@@ -361,6 +366,73 @@ compare_names(const void *a, const void *b)
 	return strcmp(((const GrantedName *) a)->name, ((const GrantedName *) b)->name);
 }
 
+/* The API key that acts */
+static struct
+{
+	int32		workspace_id;	/* 0: none does */
+	int32		key_id;
+	LocalTransactionId lxid;
+	SubTransactionId subid;
+}			acting_key;
+
+/* Let a key act */
+void
+workspace_enter_key(int32 workspace_id, int32 key_id)
+{
+	acting_key.workspace_id = workspace_id;
+	acting_key.key_id = key_id;
+	acting_key.lxid = compat_lxid();
+	acting_key.subid = GetCurrentSubTransactionId();
+}
+
+/* No key acts any more */
+void
+workspace_leave_key(void)
+{
+	acting_key.workspace_id = 0;
+}
+
+/*
+ * Give the key that acts for a caller
+ *
+ * An error leaves it here; that its subtransaction is over shows it. Code of
+ * others, called from within, runs as somebody else.
+ */
+int32
+workspace_acting_key(Oid caller)
+{
+	if (acting_key.workspace_id == 0 || acting_key.lxid != compat_lxid() ||
+		!SubTransactionIsActive(acting_key.subid) || caller != owner_id())
+		return 0;
+	return acting_key.key_id;
+}
+
+/* Grant the one workspace of the key that acts */
+static void
+load_key(int32 workspace_id)
+{
+	const Workspace *w;
+	Datum		id = Int32GetDatum(workspace_id);
+	MemoryContext old;
+
+	if (granted_key == workspace_id)
+		return;
+	w = workspace_by_id(workspace_id);
+	granted_key = 0;
+	granted_caller = InvalidOid;
+	if (granted_context == NULL)
+		granted_context = AllocSetContextCreate(cache_context, "otp grants", ALLOCSET_SMALL_SIZES);
+	MemoryContextReset(granted_context);
+	old = MemoryContextSwitchTo(granted_context);
+	granted_count = w != NULL ? 1 : 0;
+	granted_names = palloc(sizeof(GrantedName));
+	granted_names[0].name = pstrdup(w != NULL ? w->name : "");
+	granted_names[0].workspace_id = workspace_id;
+	granted_ids = PointerGetDatum(construct_array(&id, granted_count, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	granted_key = workspace_id;
+	MemoryContextSwitchTo(old);
+}
+
 /* Read the workspaces granted to a caller */
 static void
 load_granted(Oid caller)
@@ -370,10 +442,16 @@ load_granted(Oid caller)
 	MemoryContext old;
 	Datum	   *ids;
 	int			n = 0;
-	bool		all = has_privs_of_role(caller, owner_id());
+	bool		all;
 
+	if (workspace_acting_key(caller) != 0)
+	{
+		load_key(acting_key.workspace_id);
+		return;
+	}
 	if (granted_caller == caller && OidIsValid(caller))
 		return;
+	all = has_privs_of_role(caller, owner_id());
 
 	if (all)
 	{
@@ -390,6 +468,7 @@ load_granted(Oid caller)
 
 	/* A pool's session may change its role millions of times */
 	granted_caller = InvalidOid;
+	granted_key = 0;
 	if (granted_context == NULL)
 		granted_context = AllocSetContextCreate(cache_context, "otp grants", ALLOCSET_SMALL_SIZES);
 	MemoryContextReset(granted_context);
@@ -443,7 +522,8 @@ workspace_acting(Oid caller, const char *name)
 	refresh_cache();
 	load_granted(caller);
 
-	if (name == NULL && otp_workspace != NULL && otp_workspace[0] != '\0')
+	/* The session's setting is nothing to a key */
+	if (name == NULL && otp_workspace != NULL && otp_workspace[0] != '\0' && workspace_acting_key(caller) == 0)
 		name = otp_workspace;
 
 	if (name != NULL)

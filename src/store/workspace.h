@@ -92,6 +92,18 @@ typedef struct Workspace
  */
 extern const Workspace *workspace_acting(Oid caller, const char *name);
 
+/*
+ * Let the holder of an API key act: until leave, or the end of this
+ * subtransaction, the extension's owner as caller is granted the key's
+ * workspace and no other. Whoever else is called meanwhile, as a policy
+ * function is, acts as before. Needs the owner's scope.
+ */
+extern void workspace_enter_key(int32 workspace_id, int32 key_id);
+extern void workspace_leave_key(void);
+
+/* The key that acts for a caller; 0: none. */
+extern int32 workspace_acting_key(Oid caller);
+
 /* Raise workspace_suspended for a workspace that may not send. */
 extern void workspace_require_active(const Workspace *w);
 

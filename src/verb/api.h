@@ -24,6 +24,10 @@
 /* Most arguments of one function */
 #define API_MAX_ARGUMENTS 12
 
+/* Rows of a page, unless the argument limit says otherwise, and most of them */
+#define API_PAGE_DEFAULT 20
+#define API_PAGE_MAX 100
+
 typedef enum ApiType
 {
 	API_TEXT,
@@ -53,7 +57,10 @@ typedef enum ApiResult
 {
 	API_ROW,					/* an object; 404 when there is no row */
 	API_ROWS,					/* an array of objects */
-	API_NOTHING					/* 204 */
+	API_PAGE,					/* an object with data, has_more and next */
+	API_NOTHING,				/* 204; 404 when there is no row */
+	API_VERIFIED,				/* of a guess */
+	API_SENT					/* of a resend; a send has no statement */
 } ApiResult;
 
 typedef struct ApiFunction
@@ -66,7 +73,15 @@ typedef struct ApiFunction
 	int			status;			/* HTTP, when all is well */
 	int			nargs;
 	ApiArgument args[API_MAX_ARGUMENTS];
-	const char *sql;			/* private to api.c */
+
+	/*
+	 * Its statement, with the arguments as $1, $2 ...; then, for admin keys
+	 * only, the workspace's id and name. verbs. is the schema of the verbs.
+	 * NULL: otp_send, which is called directly.
+	 */
+	const char *sql;
+	const char *shown;			/* columns that are shown as null, with blanks
+								 * between; others are left out */
 } ApiFunction;
 
 /* Find a function by name; NULL when there is none. Raises nothing. */
@@ -103,6 +118,9 @@ typedef struct ApiAnswer
 	pg_uuid_t	id;
 	int32		workspace_id;
 } ApiAnswer;
+
+/* Give the number of a function in api_functions. */
+extern int	api_number(const ApiFunction *function);
 
 /*
  * Call a function, with the key alone deciding for whom. Needs a transaction,

@@ -13,9 +13,8 @@
 #include "utils/array.h"
 #include "utils/timestamp.h"
 
-#include "base/json.h"
 #include "base/roster.h"
-#include "verb/api.h"
+#include "verb/api_answer.h"
 #include "verb/standing.h"
 
 /* Who was told that the provider is unavailable may try again after this long, in seconds, if nobody knows better */
@@ -99,65 +98,15 @@ retry_after(const Workspace *w, const Standing *s)
 	return UNAVAILABLE_RETRY;
 }
 
-/* Write a timestamp */
+/* Answer why it was not */
 static void
-write_time(StringInfo out, TimestampTz time)
+answer_refusal(ApiAnswer *answer, const Refusal *r, const pg_uuid_t *id, bool envelope, int retry_after)
 {
-	struct pg_tm tm;
-	fsec_t		fraction;
+	ApiError	e = API_ERROR(error_code(r->error), r->message, r->hint);
 
-	if (timestamp2tm(time, NULL, &tm, &fraction, NULL, NULL) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("timestamp out of range")));
-	appendStringInfo(out, "\"%04d-%02d-%02dT%02d:%02d:%02dZ\"",
-					 tm.tm_year, tm.tm_mon, tm.tm_mday, tm.tm_hour, tm.tm_min, tm.tm_sec);
-}
-
-/* Write what the caller of a send hears when it was accepted */
-static void
-write_accepted(const Standing *s, StringInfo out)
-{
-	const Verification *v = &s->v;
-	char		id[OTP_ID_LENGTH + 1];
-	TimestampTz since = v->resends > 0 ? v->resent_at : v->created_at;
-
-	ulid_format(&v->id, id);
-	appendStringInfo(out, "{\"success\":true,\"otp_id\":\"%s\",\"channel\":", id);
-	json_quote(out, s->outcome_channel);
-	appendStringInfoString(out, ",\"phone\":");
-	json_quote(out, v->phone);
-	appendStringInfoString(out, ",\"expires_at\":");
-	write_time(out, v->expires_at);
-	appendStringInfo(out, ",\"expires_in\":%d,\"message_id\":", (int) ((v->expires_at - since) / USECS_PER_SEC));
-	if (s->outcome_message_id != NULL)
-		json_quote(out, s->outcome_message_id);
-	else
-		appendStringInfoString(out, "null");
-	appendStringInfoChar(out, '}');
-}
-
-/* Write why it was not */
-static void
-write_refusal(const Refusal *r, const pg_uuid_t *id, bool envelope, int retry_after, StringInfo out)
-{
-	char		text[OTP_ID_LENGTH + 1];
-
-	ulid_format(id, text);
-	appendStringInfo(out, "%s{\"code\":\"%s\",\"message\":", envelope ? "{\"error\":" : "", error_code(r->error));
-	json_quote(out, r->message);
-	if (!envelope)
-		appendStringInfoString(out, ",\"details\":null");
-	if (r->hint != NULL)
-	{
-		appendStringInfoString(out, ",\"hint\":");
-		json_quote(out, r->hint);
-	}
-	else if (!envelope)
-		appendStringInfoString(out, ",\"hint\":null");
-	if (retry_after >= 0)
-		appendStringInfo(out, ",\"retry_after\":%d", retry_after);
-	appendStringInfo(out, ",\"otp_id\":\"%s\"}%s", text, envelope ? "}" : "");
+	e.retry_after = retry_after;
+	e.id = id;
+	api_answer_error(answer, r->status, &e, envelope);
 }
 
 /* Make the answer */
@@ -177,28 +126,27 @@ api_outcome(int32 workspace_id, const pg_uuid_t *id, bool envelope, ApiAnswer *a
 
 	verb_begin(&scope, "api_outcome", VERB_READS);
 	w = workspace_by_id(workspace_id);
+	if (w != NULL)
+		api_answer_limits(answer, w);
 	workspace = PointerGetDatum(construct_array(&workspace, 1, INT4OID, sizeof(int32), true, TYPALIGN_INT));
 	if (w == NULL || !standing_look(id, true, workspace, &s))
 	{
-		answer->status = 404;
 		refuse(&refusal, 404, OTP_NOT_FOUND, "there is no such verification", NULL);
-		write_refusal(&refusal, id, envelope, -1, &out);
+		answer_refusal(answer, &refusal, id, envelope, -1);
 	}
 	else if (find_refusal(&s, &refusal))
 	{
-		answer->status = refusal.status;
-		if (refusal.status == 503)
-			answer->retry_after = retry_after(w, &s);
-		write_refusal(&refusal, id, envelope, answer->retry_after, &out);
+		answer_refusal(answer, &refusal, id, envelope, refusal.status == 503 ? retry_after(w, &s) : -1);
 	}
 	else if (s.outcome == SEND_ACCEPTED || s.life == LIFE_VERIFIED)
 	{
 		answer->status = 200;
-		write_accepted(&s, &out);
+		api_write_sent(&out, &s.v, s.outcome_channel,
+					   (int) ((s.v.expires_at - (s.v.resends > 0 ? s.v.resent_at : s.v.created_at)) / USECS_PER_SEC),
+					   s.outcome_message_id);
+		answer->body = out.data;
+		answer->length = out.len;
 	}
 	verb_end(&scope);
-
-	answer->body = out.data;
-	answer->length = out.len;
 	return answer->status != 0;
 }

@@ -29,6 +29,7 @@
 
 #include "base/owner.h"
 #include "store/audit.h"
+#include "store/workspace.h"
 #include "store/seed.h"
 
 EXPORTED_FUNCTION(otp_audit_change);
@@ -642,7 +643,13 @@ static void
 write_entry(const char *action, int32 workspace_id, const char *object, StringInfo members)
 {
 	Oid			caller = owner_caller();
+	int32		key_id = workspace_acting_key(owner_id());
 
+	if (key_id != 0)
+	{
+		append_comma(members);
+		appendStringInfo(members, "\"api_key\": %d", key_id);
+	}
 	if (caller != GetSessionUserId())
 	{
 		append_comma(members);

@@ -50,9 +50,9 @@ status_of(int sqlstate)
 	return strcmp(state, "OT4I0") == 0 ? 409 : 400;
 }
 
-/* Do it in a subtransaction */
+/* Do it in a subtransaction, and raise nothing */
 ErrorData *
-caught_work(void (*work) (void *arg), void *arg, int *status)
+caught_any(void (*work) (void *arg), void *arg, int *status)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -78,11 +78,18 @@ caught_work(void (*work) (void *arg), void *arg, int *status)
 	CurrentResourceOwner = owner;
 
 	if (error != NULL)
-	{
 		*status = status_of(error->sqlerrcode);
-		if (*status == 0)
-			ReThrowError(error);
-	}
+	return error;
+}
+
+/* Do it in a subtransaction */
+ErrorData *
+caught_work(void (*work) (void *arg), void *arg, int *status)
+{
+	ErrorData  *error = caught_any(work, arg, status);
+
+	if (error != NULL && *status == 0)
+		ReThrowError(error);
 	return error;
 }
 

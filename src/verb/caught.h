@@ -19,6 +19,9 @@
  */
 extern ErrorData *caught_work(void (*work) (void *arg), void *arg, int *status);
 
+/* The same, but nothing is raised again: *status is 0 for what is not ours. */
+extern ErrorData *caught_any(void (*work) (void *arg), void *arg, int *status);
+
 /* The word for programs in an error's DETAIL; such as invalid_request where it has none. */
 extern const char *caught_code(const ErrorData *error, int status);
 

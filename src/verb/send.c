@@ -458,30 +458,34 @@ take_arguments(FunctionCallInfo fcinfo, SendRequest *r, const char **workspace)
 }
 
 /* Make a code, and owe its delivery */
+bool
+send_called(FunctionCallInfo fcinfo, SendRequest *r)
+{
+	VerbScope	scope;
+	const char *workspace;
+
+	memset(r, 0, sizeof(SendRequest));
+	take_arguments(fcinfo, r, &workspace);
+	verb_begin(&scope, "otp_send()", VERB_WRITES);
+	send_code(r, scope.caller, workspace);
+	verb_end(&scope);
+	return r->v.test_outcome != NULL && strcmp(r->v.test_outcome, "sms_fallback") == 0;
+}
+
+/* The same, for SQL */
 Datum
 otp_send(PG_FUNCTION_ARGS)
 {
-	VerbScope	scope;
 	SendRequest r;
-	Verification *v = &r.v;
-	const char *workspace;
-	bool		fell_back;
+	bool		fell_back = send_called(fcinfo, &r);
 	Datum		values[7];
 	bool		nulls[7] = {false};
 
-	memset(&r, 0, sizeof(r));
-	take_arguments(fcinfo, &r, &workspace);
-
-	verb_begin(&scope, "otp_send()", VERB_WRITES);
-	send_code(&r, scope.caller, workspace);
-	fell_back = v->test_outcome != NULL && strcmp(v->test_outcome, "sms_fallback") == 0;
-	verb_end(&scope);
-
 	values[0] = BoolGetDatum(true);
-	values[1] = verb_id(&v->id);
-	values[2] = CStringGetTextDatum(fell_back ? "sms" : v->channel);
-	values[3] = CStringGetTextDatum(v->phone);
-	values[4] = TimestampTzGetDatum(v->expires_at);
+	values[1] = verb_id(&r.v.id);
+	values[2] = CStringGetTextDatum(fell_back ? "sms" : r.v.channel);
+	values[3] = CStringGetTextDatum(r.v.phone);
+	values[4] = TimestampTzGetDatum(r.v.expires_at);
 	values[5] = Int32GetDatum(r.expires_in);
 	values[6] = (Datum) 0;
 	nulls[6] = true;

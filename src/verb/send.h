@@ -48,6 +48,13 @@ typedef struct SendRequest
 extern void send_code(SendRequest *r, Oid caller, const char *workspace);
 
 /*
+ * Send what otp_send was called with, a scope and all. True when a test
+ * number has it fall back. Strings of r hold until anything else is called.
+ * (send.c)
+ */
+extern bool send_called(FunctionCallInfo fcinfo, SendRequest *r);
+
+/*
  * Refuse a phone of a country that the workspace does not send to over the
  * channel (invalid_phone). A fallback that was asked for is refused as well;
  * one that only the workspace's default wants is left out. (country.c)

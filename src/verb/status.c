@@ -9,10 +9,12 @@
 #include "base/compat.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/condition_variable.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
@@ -23,6 +25,7 @@
 
 EXPORTED_FUNCTION(otp_status);
 EXPORTED_FUNCTION(otp_wait);
+EXPORTED_FUNCTION(otp_list_verifications);
 
 /* Longest time that otp_wait waits */
 #define MAX_WAIT (30 * USECS_PER_SEC)
@@ -31,6 +34,11 @@ EXPORTED_FUNCTION(otp_wait);
 #define WAIT_SLICE_MS 250
 
 #define STATUS_COLUMNS 19
+
+/* Rows of a list, unless said otherwise; most of them; and most that are looked at for them */
+#define LIST_DEFAULT 20
+#define LIST_MAX 100
+#define LIST_LOOKS 2000
 
 /* Set a text column */
 static void
@@ -91,6 +99,92 @@ return_row(FunctionCallInfo fcinfo, bool found, const Standing *s)
 	if (found)
 	{
 		fill_row(s, values, nulls);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* Does a word name a state? */
+static bool
+is_life_name(const char *word)
+{
+	for (Life life = LIFE_PENDING; life <= LIFE_CANCELED; life++)
+		if (strcmp(life_name(life), word) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * Tell where the last ones stand
+ *
+ * The last row says in next where to go on; it has nothing else in it when so
+ * many others were looked at that the caller should ask again. What nobody
+ * may act for is not there.
+ */
+Datum
+otp_list_verifications(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	VerbScope	scope;
+	char	   *phone = PG_ARGISNULL(0) ? NULL : verb_phone(fcinfo, 0);
+	char	   *status = verb_text(fcinfo, 1, "status", NAMEDATALEN);
+	int			limit = PG_ARGISNULL(2) ? LIST_DEFAULT : PG_GETARG_INT32(2);
+	char	   *after = verb_text(fcinfo, 3, "after", NAMEDATALEN);
+	char	   *workspace = verb_text(fcinfo, 4, "workspace", NAMEDATALEN);
+	pg_uuid_t	ids[LIST_MAX + 1];
+	pg_uuid_t	last;
+	int32		workspace_id;
+	Datum		workspaces;
+	Standing   *found;
+	int			rows = 0;
+	int			looks = 0;
+	int			n;
+	bool		more;
+
+	if (status != NULL && !is_life_name(status))
+		error_invalid_argument("there is no such status",
+							   "It is pending, delivered, verified, expired, failed or canceled.");
+	if (limit < 1 || limit > LIST_MAX)
+		error_invalid_argument("argument \"limit\" is out of range", "It is 1 to 100.");
+	if (after != NULL && !ulid_parse(after, strlen(after), &last))
+		error_invalid_argument("argument \"after\" is not an otp_id", "Give the last one of the page before.");
+	found = palloc(sizeof(Standing) * limit);
+
+	InitMaterializedSRF(fcinfo, 0);
+	verb_begin(&scope, "list_verifications()", VERB_READS);
+	workspace_id = workspace_acting(scope.caller, workspace)->workspace_id;
+	workspaces = Int32GetDatum(workspace_id);
+	workspaces = PointerGetDatum(construct_array(&workspaces, 1, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+	do
+	{
+		n = verification_list(workspace_id, phone, after != NULL || looks > 0 ? &last : NULL, limit + 1, ids);
+		more = n > limit;
+		for (int i = 0; i < Min(n, limit) && rows < limit; i++)
+		{
+			looks++;
+			last = ids[i];
+			more = i < n - 1;
+			if (standing_look(&ids[i], false, workspaces, &found[rows]) &&
+				(status == NULL || strcmp(status, life_name(found[rows].life)) == 0))
+				rows++;
+		}
+	} while (more && rows < limit && looks < LIST_LOOKS);
+	verb_end(&scope);
+
+	for (int i = 0; i < rows + 1; i++)
+	{
+		Datum		values[STATUS_COLUMNS + 1];
+		bool		nulls[STATUS_COLUMNS + 1];
+		bool		is_last = rows == 0 || i == rows - 1;
+
+		/* After the last row there is none but for one without a verification */
+		if (i == rows && !(rows == 0 && more))
+			break;
+		memset(nulls, true, sizeof(nulls));
+		if (i < rows)
+			fill_row(&found[i], values, nulls);
+		nulls[STATUS_COLUMNS] = !(is_last && more);
+		values[STATUS_COLUMNS] = nulls[STATUS_COLUMNS] ? (Datum) 0 : verb_id(&last);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
