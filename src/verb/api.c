@@ -464,7 +464,9 @@ run_send(Work *work, StringInfo out)
 	fell_back = send_called(fcinfo, &r);
 	api_write_sent(out, &r.v, fell_back ? "sms" : r.v.channel, r.expires_in, NULL);
 	work->answer->status = work->call->function->status;
-	work->answer->sending = r.v.test_outcome == NULL || strcmp(r.v.test_outcome, "pending") != 0;
+
+	/* What is only pretended to be on its way never comes to an end */
+	work->answer->sending = !r.v.shadowed && (r.v.test_outcome == NULL || strcmp(r.v.test_outcome, "pending") != 0);
 	work->answer->id = r.v.id;
 }
 

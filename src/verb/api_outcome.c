@@ -11,6 +11,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/array.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "base/roster.h"
@@ -119,12 +120,17 @@ api_outcome(int32 workspace_id, const pg_uuid_t *id, bool envelope, ApiAnswer *a
 	Refusal		refusal;
 	const Workspace *w;
 	StringInfoData out;
+	MemoryContext context = CurrentMemoryContext;
+	MemoryContext spi;
 
 	memset(answer, 0, sizeof(ApiAnswer));
 	answer->retry_after = -1;
 	initStringInfo(&out);
 
 	verb_begin(&scope, "api_outcome", VERB_READS);
+
+	/* The answer outlives SPI's memory */
+	spi = MemoryContextSwitchTo(context);
 	w = workspace_by_id(workspace_id);
 	if (w != NULL)
 		api_answer_limits(answer, w);
@@ -147,6 +153,7 @@ api_outcome(int32 workspace_id, const pg_uuid_t *id, bool envelope, ApiAnswer *a
 		answer->body = out.data;
 		answer->length = out.len;
 	}
+	MemoryContextSwitchTo(spi);
 	verb_end(&scope);
 	return answer->status != 0;
 }
