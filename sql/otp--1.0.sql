@@ -980,6 +980,129 @@ COMMENT ON FUNCTION otp_api.rate_limit_status IS
 'What is left of each limit: otp.rate_limit_status for programs that speak REST. Caller, errors and headers as otp_api.otp_send.
 Result: an array of objects.';
 
+/* ------------------------------------------------ the API, for admin keys */
+
+CREATE FUNCTION otp.api_check(ok bool, argument text, hint text) RETURNS int8
+AS 'MODULE_PATHNAME', 'otp_api_check' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp.api_check IS 'Refuse an argument of otp_api, by 22023 and with a hint, when something is false; gives NULL.';
+
+CREATE FUNCTION otp_api.api_keys("limit" int = NULL, after text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.api_keys IS
+'The API keys of the workspace, page by page, for an admin key: otp.api_key_list for programs that speak REST. Errors and headers as otp_api.otp_send; 403 for a key that is no admin key. The same holds for all functions below, which act for the key''s own workspace only: what is another''s is not found.
+limit: 1 to 100, 20 unless said. after: next of the page before.
+Result: {"data": [...], "has_more", "next"}.';
+
+CREATE FUNCTION otp_api.create_api_key(name text, expires_at timestamptz = NULL, admin bool = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.create_api_key IS
+'Make an API key for the key''s own workspace, for an admin key. Arguments as otp.create_api_key.
+Result, with status 201: {"key_id", "api_key", "name", "admin", "expires_at"}; api_key is shown this once.';
+
+CREATE FUNCTION otp_api.rotate_api_key(key_id int, overlap int = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.rotate_api_key IS
+'Replace an API key of the workspace by a new one, also the one that calls, for an admin key: otp.rotate_api_key.
+overlap: the seconds for which the old one goes on, 86400 unless said, 2592000 at most.
+Result: {"key_id", "api_key", "replaces"}; api_key is shown this once. 409 for one that is revoked, expired or replaced.';
+
+CREATE FUNCTION otp_api.revoke_api_key(key_id int)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.revoke_api_key IS
+'Make an API key of the workspace invalid, also the one that calls, for an admin key: otp.revoke_api_key. Result: 204.';
+
+CREATE FUNCTION otp_api.templates("limit" int = NULL, after text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.templates IS
+'The templates of the workspace, page by page, for an admin key. limit: 1 to 100, 20 unless said. after: next of the page before.
+Result: {"data": [{"id", "name", "language", "status", "reason", ...}], "has_more", "next"}; id is name and language.';
+
+CREATE FUNCTION otp_api.create_template(
+	name text, language text = NULL, code_expiration_minutes int = NULL, add_security_recommendation bool = NULL,
+	button text = NULL, button_text text = NULL, autofill_text text = NULL, package_name text = NULL,
+	signature_hash text = NULL, zero_tap_terms_accepted bool = NULL, message_send_ttl_seconds int = NULL,
+	variant_of text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.create_template IS
+'Queue the creation of a template at Meta, for an admin key: otp.create_template. NULL is its default.
+Result, with status 202: {"name", "language", "status": "requested"}. 409 for one that is approved, or a workspace without a Meta account that has a waba_id.';
+
+CREATE FUNCTION otp_api.sync_templates()
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.sync_templates IS
+'Queue the reading of the list of templates from Meta, for an admin key: otp.sync_templates. Result, with status 202: {"status": "requested"}.';
+
+CREATE FUNCTION otp_api.webhook_endpoints()
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.webhook_endpoints IS
+'The webhook endpoints of the workspace, for an admin key: otp.webhook_endpoint_list. Result: an array; there are 16 at most.';
+
+CREATE FUNCTION otp_api.create_webhook_endpoint(url text, events text[] = NULL, description text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.create_webhook_endpoint IS
+'Have what happens to the workspace''s verifications told to a URL, for an admin key. Arguments as otp.create_webhook_endpoint.
+Result, with status 201: {"endpoint_id", "secret", "url", "events", "description"}; secret is shown this once. 409 when there are 16 already.';
+
+CREATE FUNCTION otp_api.pause_webhook_endpoint(endpoint_id int)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.pause_webhook_endpoint IS
+'Send an endpoint nothing for now, for an admin key: otp.pause_webhook_endpoint. Result: 204; 409 for one that is disabled.';
+
+CREATE FUNCTION otp_api.resume_webhook_endpoint(endpoint_id int)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.resume_webhook_endpoint IS
+'Send an endpoint webhooks again, for an admin key: otp.resume_webhook_endpoint. Result: 204.';
+
+CREATE FUNCTION otp_api.delete_webhook_endpoint(endpoint_id int)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.delete_webhook_endpoint IS
+'Delete an endpoint, for an admin key: otp.delete_webhook_endpoint. Result: 204.';
+
+CREATE FUNCTION otp_api.rotate_webhook_secret(endpoint_id int)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.rotate_webhook_secret IS
+'Give an endpoint a new secret, for an admin key: otp.rotate_webhook_secret. Result: {"endpoint_id", "secret"}; secret is shown this once.';
+
+CREATE FUNCTION otp_api.send_test_webhook(endpoint_id int, event text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.send_test_webhook IS
+'Queue a webhook of made-up data, for an admin key: otp.send_test_webhook. event: otp.verified unless said. Result, with status 202: {"endpoint_id", "webhook_id"}; 409 for an endpoint that is disabled, 429 for too many.';
+
+CREATE FUNCTION otp_api.replay_webhooks(endpoint_id int, since timestamptz = NULL, only_failed bool = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.replay_webhooks IS
+'Queue webhooks of events since a time again, for an admin key: otp.replay_webhooks. since: a day ago unless said. only_failed: true unless said. Result, with status 202: {"endpoint_id", "since", "only_failed"}; 409 and 429 as send_test_webhook.';
+
+CREATE FUNCTION otp_api.webhook_deliveries(endpoint_id int, "limit" int = NULL, after text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.webhook_deliveries IS
+'The attempts to deliver webhooks to an endpoint of the workspace, those of the newest webhook first, page by page, for an admin key. limit: 1 to 100, 20 unless said. after: next of the page before.
+Result: {"data": [{"id", "webhook_id", "event", "otp_id", ...}], "has_more", "next"}; columns as otp.webhook_deliveries.';
+
+CREATE FUNCTION otp_api.usage("from" timestamptz = NULL, "to" timestamptz = NULL, "group" text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.usage IS
+'What was sent, and what it has cost, for an admin key: sums of otp.usage.
+from, to: the first and the last day (of UTC), 30 days ago and today unless said, 366 days at most. group: day unless said; month, channel or country.
+Result: an array of {"group", "period" or "channel" or "country", "sends", "messages", "sent", "delivered", "verified", "credits", "price", "price_unit"}, one for each unit of prices.';
+
+CREATE FUNCTION otp_api.delivery_stats("from" timestamptz = NULL, "to" timestamptz = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.delivery_stats IS
+'Per hour, channel and template what was sent, delivered and verified, and how fast, newest first, for an admin key: otp.delivery_stats.
+from, to: a day ago and now unless said, 31 days at most. Result: an array.';
+
+CREATE FUNCTION otp_api.credits()
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.credits IS
+'The credits of the workspace, for an admin key: otp.credit_balances. Result: {"balance", "metered", "added", "spent", "credits_low"}.';
+
+CREATE FUNCTION otp_api.credit_history("limit" int = NULL, after text = NULL)
+RETURNS json AS 'MODULE_PATHNAME', 'otp_api_call' LANGUAGE C STABLE PARALLEL UNSAFE;
+COMMENT ON FUNCTION otp_api.credit_history IS
+'What was added to the credits of the workspace or taken by hand, newest first, page by page, for an admin key: otp.credit_history. limit: 1 to 100, 20 unless said. after: next of the page before.
+Result: {"data": [...], "has_more", "next"}.';
+
 /* --------------------------------------------------------------- GoTrue */
 
 CREATE FUNCTION otp_api.gotrue_send_sms(event jsonb) RETURNS jsonb

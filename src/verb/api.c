@@ -102,7 +102,7 @@ answer_error_data(Work *work, const ErrorData *error, int status)
 
 	if (status != 0)
 	{
-		e.code = caught_code(error, status);
+		e.code = caught_code(error);
 		e.message = error->message;
 		e.hint = error->hint;
 		detail = is_for_all(error) ? json_from_text(error->detail, strlen(error->detail)) : NULL;

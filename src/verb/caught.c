@@ -28,18 +28,21 @@ static const struct
 }			others[] = {
 	{ERRCODE_INVALID_PARAMETER_VALUE, 400, "invalid_request"},
 	{ERRCODE_INSUFFICIENT_PRIVILEGE, 403, "permission_denied"},
-	{ERRCODE_PROGRAM_LIMIT_EXCEEDED, 413, "payload_too_large"},
-	{ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, 503, "not_configured"}
+	{ERRCODE_PROGRAM_LIMIT_EXCEEDED, 409, "limit_reached"},
+	{ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, 409, "conflict"}
 };
 
 /* Give the HTTP status of an error; 0: it is none of ours to tell */
 static int
-status_of(int sqlstate)
+status_of(const ErrorData *error)
 {
-	const char *state = unpack_sql_state(sqlstate);
+	const char *state = unpack_sql_state(error->sqlerrcode);
 
+	/* What is too long to be read is a limit of another kind */
+	if (strcmp(caught_code(error), "payload_too_large") == 0)
+		return 413;
 	for (int i = 0; i < lengthof(others); i++)
-		if (others[i].sqlstate == sqlstate)
+		if (others[i].sqlstate == error->sqlerrcode)
 			return others[i].status;
 	if (strncmp(state, "OT", 2) != 0)
 		return 0;
@@ -78,7 +81,7 @@ caught_any(void (*work) (void *arg), void *arg, int *status)
 	CurrentResourceOwner = owner;
 
 	if (error != NULL)
-		*status = status_of(error->sqlerrcode);
+		*status = status_of(error);
 	return error;
 }
 
@@ -95,14 +98,14 @@ caught_work(void (*work) (void *arg), void *arg, int *status)
 
 /* Give the word for programs */
 const char *
-caught_code(const ErrorData *error, int status)
+caught_code(const ErrorData *error)
 {
 	const char *code = "internal_error";
 	json_t	   *detail = error->detail != NULL ? json_from_text(error->detail, strlen(error->detail)) : NULL;
 	const char *told = json_member_string(detail, "code", MAX_CODE);
 
 	for (int i = 0; i < lengthof(others); i++)
-		if (others[i].status == status)
+		if (others[i].sqlstate == error->sqlerrcode)
 			code = others[i].code;
 	if (told != NULL)
 		code = pstrdup(told);

@@ -23,6 +23,6 @@ extern ErrorData *caught_work(void (*work) (void *arg), void *arg, int *status);
 extern ErrorData *caught_any(void (*work) (void *arg), void *arg, int *status);
 
 /* The word for programs in an error's DETAIL; such as invalid_request where it has none. */
-extern const char *caught_code(const ErrorData *error, int status);
+extern const char *caught_code(const ErrorData *error);
 
 #endif							/* OTP_CAUGHT_H */

@@ -147,7 +147,11 @@ answer_of(ReceiveCall *call)
 
 	if (error == NULL)
 		return NULL;
-	return refuse(status, caught_code(error, status), error->message, error->hint);
+
+	/* An account that is not set up yet: the provider is to come again */
+	if (error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
+		return refuse(503, "not_configured", error->message, error->hint);
+	return refuse(status, caught_code(error), error->message, error->hint);
 }
 
 /* Answer with the number of updates */
