@@ -262,7 +262,8 @@ static const ApiFunction functions[] = {
 		"credit_history", API_ADMIN_KEY, true, API_PAGE, 200, 2,
 		{{"limit", API_INT}, {"after", API_TEXT}},
 		"SELECT l.entry_id, l.at, l.kind, l.amount, l.reference, l.otp_id FROM otp.credit_history l WHERE l.workspace = $4"
-		" AND l.entry_id < " AFTER_NUMBER("$2", "9223372036854775807") " ORDER BY l.entry_id DESC " PAGE("$1", "$2", NUMBER),
+		" AND l.entry_id < " AFTER_NUMBER("$2", "9223372036854775807")
+		" ORDER BY l.entry_id DESC " PAGE("$1", "$2", NUMBER),
 		NULL
 	},
 };
