@@ -4,6 +4,12 @@ DATA = $(wildcard sql/otp--*.sql)
 
 OBJS = $(sort $(patsubst %.c,%.o,$(wildcard src/*.c src/*/*.c)))
 
+# The HTTP API needs libmicrohttpd; "make WITH_HTTP=no" does without both
+WITH_HTTP ?= yes
+ifeq ($(WITH_HTTP),no)
+OBJS := $(filter-out src/listener/%,$(OBJS))
+endif
+
 TESTS = $(wildcard test/sql/*.sql)
 REGRESS = $(patsubst test/sql/%.sql,%,$(TESTS))
 REGRESS_OPTS = --inputdir=test
@@ -15,6 +21,10 @@ EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" $(or $(srcdir),
 PG_CPPFLAGS = -I$(srcdir)/src -D_GNU_SOURCE -DOTP_VERSION='"$(EXTVERSION)"'
 PG_CFLAGS = -fvisibility=hidden
 SHLIB_LINK = -lcurl -ljansson
+ifneq ($(WITH_HTTP),no)
+PG_CPPFLAGS += -DOTP_WITH_HTTP
+SHLIB_LINK += -lmicrohttpd
+endif
 
 # Nothing here is worth inlining into a query
 override with_llvm = no

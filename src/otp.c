@@ -23,6 +23,7 @@
 #include "base/keyring.h"
 #include "base/ledger.h"
 #include "base/limiter.h"
+#include "base/listeners.h"
 #include "base/outcome.h"
 #include "base/receipt_count.h"
 #include "base/roster.h"
@@ -236,6 +237,7 @@ request_shmem(void)
 	RequestAddinShmemSpace(roster_shmem_size());
 	RequestAddinShmemSpace(receipt_count_shmem_size());
 	RequestAddinShmemSpace(outcome_shmem_size());
+	RequestAddinShmemSpace(listeners_shmem_size());
 	RequestNamedLWLockTranche("otp_ledger", 1);
 	RequestNamedLWLockTranche("otp_limiter", 1);
 	RequestNamedLWLockTranche("otp_guard", 1);
@@ -256,6 +258,7 @@ startup_shmem(void)
 	roster_shmem_init();
 	receipt_count_shmem_init();
 	outcome_shmem_init();
+	listeners_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 	shmem_attached = true;
 

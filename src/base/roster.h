@@ -100,6 +100,9 @@ extern void roster_shmem_init(void);
  */
 extern void roster_wake(Oid database);
 
+/* Is a database without the extension, or paused? For workers that are no senders. */
+extern bool roster_is_away(Oid database);
+
 /* Is there a sender, or a launcher that will bring one? */
 extern bool roster_sender_running(Oid database);
 

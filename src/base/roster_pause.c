@@ -13,6 +13,7 @@
 #include "storage/procarray.h"
 #include "utils/timestamp.h"
 
+#include "base/listeners.h"
 #include "base/roster.h"
 #include "base/roster_shared.h"
 
@@ -45,7 +46,8 @@ roster_pause(Oid database, int timeout_ms)
 {
 	TimestampTz until;
 	Pause	   *pause = NULL;
-	pid_t		leaving = 0;
+	pid_t		leaving[LISTENERS_MAX + 1];
+	int			nleaving = 0;
 
 	if (roster == NULL)
 		return true;
@@ -77,7 +79,7 @@ roster_pause(Oid database, int timeout_ms)
 		pause->pid = MyProcPid;
 		if (slot != NULL && slot->sender_pid != 0)
 		{
-			leaving = slot->sender_pid;
+			leaving[nleaving++] = slot->sender_pid;
 			roster_set_latch(slot->sender);
 		}
 	}
@@ -85,14 +87,22 @@ roster_pause(Oid database, int timeout_ms)
 	if (pause == NULL)
 		return false;
 
+	/* One that starts now sees the pause */
+	nleaving += listeners_wake(database, leaving + nleaving, LISTENERS_MAX);
+
 	/*
-	 * Wait for the sender to be gone from the list of backends, which comes a
+	 * Wait for them to be gone from the list of backends, which comes a
 	 * little after it has left the roster: what follows counts backends, and
 	 * would sleep 100 ms for it.
 	 */
 	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout_ms);
-	while (leaving != 0 && BackendPidGetProc(leaving) != NULL)
+	while (nleaving > 0)
 	{
+		if (BackendPidGetProc(leaving[nleaving - 1]) == NULL)
+		{
+			nleaving--;
+			continue;
+		}
 		if (GetCurrentTimestamp() >= until)
 			return false;
 		CHECK_FOR_INTERRUPTS();

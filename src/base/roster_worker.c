@@ -241,6 +241,20 @@ roster_request(void)
 	return request;
 }
 
+/* Must other workers keep out of a database? */
+bool
+roster_is_away(Oid database)
+{
+	const DatabaseSlot *slot;
+	bool		away;
+
+	LWLockAcquire(&roster->lock, LW_SHARED);
+	slot = roster_find(database);
+	away = slot == NULL || slot->state == ROSTER_ABSENT || roster_is_paused(database);
+	LWLockRelease(&roster->lock);
+	return away;
+}
+
 /* Take the wake flag */
 bool
 roster_take_wake(void)

@@ -90,6 +90,11 @@ extern void request_answer_header(Request *r, const char *name, const char *valu
 /* Answer with what a function of otp_api has answered. */
 extern void request_answer_api(Request *r, const ApiAnswer *answer);
 
+/* ---- listener.c ---- */
+
+/* The answer of a request that has waited is there. */
+extern void request_answered(Request *r);
+
 /* ---- route.c ---- */
 
 /*

@@ -158,7 +158,10 @@ end_wait(Wait *w, const ApiAnswer *answer)
 	dlist_delete(&w->look_node);
 	nwaits--;
 	if (answer != NULL)
+	{
 		request_answer_api(r, answer);
+		request_answered(r);
+	}
 	free(w);
 }
 

@@ -182,6 +182,7 @@ forget_dropped(void)
 		roster_forget(database);
 		ledger_forget_database(database);
 		guard_forget_database(database);
+		listeners_drop(database);
 		hash_search(candidates, &database, HASH_REMOVE, NULL);
 	}
 
@@ -474,6 +475,25 @@ supply_senders(TimestampTz now)
 	return timeout;
 }
 
+/* Start the listeners that should run; gives the time to wait */
+static long
+supply_listeners(TimestampTz now)
+{
+	HASH_SEQ_STATUS seq;
+	Candidate  *c;
+	long		timeout = SCAN_INTERVAL_MS;
+
+	hash_seq_init(&seq, candidates);
+	while ((c = hash_seq_search(&seq)) != NULL)
+	{
+		RosterDatabase *d = in_roster(c->database);
+
+		timeout = Min(timeout, listeners_supply(c->database, c->name, c->connectable,
+												d != NULL && d->state == ROSTER_PRESENT && !d->paused, now));
+	}
+	return timeout;
+}
+
 /* The launcher */
 void
 otp_launcher_main(Datum arg)
@@ -520,6 +540,7 @@ otp_launcher_main(Datum arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			next_scan = 0;
 		}
 
 		/* A database had no room to be announced in: look everywhere */
@@ -549,12 +570,14 @@ otp_launcher_main(Datum arg)
 			roster_drop_dead_pauses();
 			scan_databases();
 			forget_dropped();
+			listeners_scan();
 			next_scan = TimestampTzPlusMilliseconds(now, SCAN_INTERVAL_MS);
 			ndatabases = roster_snapshot(databases, otp_max_databases);
 		}
 		note_comings_and_goings(now);
 		ndatabases = roster_snapshot(databases, otp_max_databases);
 		timeout = supply_senders(now);
+		timeout = Min(timeout, supply_listeners(now));
 		timeout = Min(timeout, TimestampDifferenceMilliseconds(now, next_scan) + 1);
 
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

@@ -8,10 +8,21 @@
 #ifndef OTP_WORKER_H
 #define OTP_WORKER_H
 
+#include "datatype/timestamp.h"
+
 /* Names of the library and its entry points, for the postmaster */
 #define WORKER_LIBRARY "otp"
 #define WORKER_LAUNCHER_MAIN "otp_launcher_main"
 #define WORKER_SENDER_MAIN "otp_sender_main"
+#define WORKER_LISTENER_MAIN "otp_listener_main"
+
+/* What the launcher tells a listener, in bgw_extra; the database's name is behind it */
+typedef struct ListenerStart
+{
+	Oid			database;
+	int			number;			/* of this database's listeners, from 0 on */
+	uint32		settings;		/* a hash of those it is started for */
+} ListenerStart;
 
 /* Have the postmaster start the launcher. From _PG_init, when preloaded. */
 extern void launcher_register(void);
@@ -21,5 +32,15 @@ extern void utility_hook_install(void);
 
 extern PGDLLEXPORT void otp_launcher_main(Datum arg);
 extern PGDLLEXPORT void otp_sender_main(Datum database);
+extern PGDLLEXPORT void otp_listener_main(Datum arg);
+
+/*
+ * The launcher's part that is about listeners. One round: start those that
+ * are wanted and not there; gives the time to wait at most, in ms.
+ * (listeners.c)
+ */
+extern void listeners_scan(void);
+extern long listeners_supply(Oid database, const char *name, bool connectable, bool present, TimestampTz now);
+extern void listeners_drop(Oid database);
 
 #endif							/* OTP_WORKER_H */
