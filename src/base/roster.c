@@ -130,6 +130,7 @@ roster_find_or_add(Oid database)
 	memset(&slot->report, 0, sizeof(slot->report));
 	slot->last_error_at = 0;
 	slot->last_error[0] = '\0';
+	memset(&slot->http, 0, sizeof(slot->http));
 	slot->database = database;
 	return slot;
 }
@@ -307,6 +308,7 @@ roster_snapshot(RosterDatabase *databases, int max)
 		d->report = slot->report;
 		d->last_error_at = slot->last_error_at;
 		memcpy(d->last_error, slot->last_error, ROSTER_ERROR_SIZE);
+		d->http = slot->http;
 		SpinLockRelease(&slot->mutex);
 	}
 	LWLockRelease(&roster->lock);

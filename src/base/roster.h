@@ -43,6 +43,15 @@ typedef struct RosterReport
 	int64		fallbacks;
 } RosterReport;
 
+/* What is set for the listeners of a database, other than by the server's configuration; see worker/listeners.c */
+typedef struct RosterHttp
+{
+	int			port;			/* -1: not set */
+	int			workers;		/* -1: not set */
+	uint32		hash;			/* of all that is set; 0: nothing is */
+	bool		known;			/* a sender has looked */
+} RosterHttp;
+
 /* A copy of one database's slot */
 typedef struct RosterDatabase
 {
@@ -60,6 +69,7 @@ typedef struct RosterDatabase
 	RosterReport report;
 	TimestampTz last_error_at;	/* 0: none */
 	char		last_error[ROSTER_ERROR_SIZE];
+	RosterHttp	http;
 } RosterDatabase;
 
 typedef enum BreakerState
@@ -189,6 +199,7 @@ extern bool roster_take_wake(void);
 
 extern void roster_report(const RosterReport *report);
 extern void roster_report_error(const char *message);
+extern void roster_report_http(const RosterHttp *http);
 
 /* Publish an account's breaker; database is filled in. */
 extern void roster_breaker_set(const RosterBreaker *breaker);

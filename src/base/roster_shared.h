@@ -41,6 +41,7 @@ typedef struct DatabaseSlot
 	RosterReport report;
 	TimestampTz last_error_at;
 	char		last_error[ROSTER_ERROR_SIZE];
+	RosterHttp	http;
 } DatabaseSlot;
 
 typedef struct Pause

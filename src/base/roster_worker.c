@@ -284,3 +284,19 @@ roster_report_error(const char *message)
 	copy_text(my_slot->last_error, message);
 	SpinLockRelease(&my_slot->mutex);
 }
+
+/* Tell what is set for listeners; the launcher is called when it has changed */
+void
+roster_report_http(const RosterHttp *http)
+{
+	bool		changed;
+
+	if (my_slot == NULL)
+		return;
+	SpinLockAcquire(&my_slot->mutex);
+	changed = memcmp(&my_slot->http, http, sizeof(RosterHttp)) != 0;
+	my_slot->http = *http;
+	SpinLockRelease(&my_slot->mutex);
+	if (changed)
+		roster_set_latch(roster->launcher);
+}

@@ -57,8 +57,9 @@
 #define RETRY_MS 1000
 #define RETRY_MAX_MS 30000
 
-/* Asked to go: how long answers may take when the server stops or the database is paused; else otp.http_timeout. */
+/* Asked to go: how long answers may take to be read when the server stops or the database is paused, and else */
 #define LEAVE_MS 300
+#define LEAVE_CALMLY_MS 2000
 
 /* The files of a certificate are looked at this often */
 #define FILES_US (5 * USECS_PER_SEC)
@@ -295,10 +296,10 @@ leave(bool hurry)
 {
 	TimestampTz until;
 
-	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), hurry ? LEAVE_MS : otp_http_timeout);
+	/* As long as we are here, no other listens in our place: who waits hears what is known */
+	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), hurry ? LEAVE_MS : LEAVE_CALMLY_MS);
 	server_quiesce();
-	if (hurry)
-		waits_hurry();
+	waits_hurry();
 	for (;;)
 	{
 		TimestampTz next;
@@ -309,7 +310,6 @@ leave(bool hurry)
 		{
 			hurry = true;
 			until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS);
-			waits_hurry();
 		}
 		next = turn();
 		server_expire(GetCurrentTimestamp());

@@ -342,6 +342,14 @@ workspace_by_id(int32 workspace_id)
 	return load_workspace(workspace_id, NULL);
 }
 
+/* Give a workspace, as it is now */
+const Workspace *
+workspace_read(int32 workspace_id)
+{
+	refresh_cache();
+	return workspace_by_id(workspace_id);
+}
+
 /* Raise for a caller without a grant */
 static void
 refuse_caller(Oid caller, const char *workspace)

@@ -116,6 +116,9 @@ extern Datum workspace_granted(Oid caller, bool none_ok);
 /* A workspace by id that is known to be granted; NULL when it is gone. */
 extern const Workspace *workspace_by_id(int32 workspace_id);
 
+/* The same, for whoever has called nothing else of this file before. */
+extern const Workspace *workspace_read(int32 workspace_id);
+
 /*
  * The workspace a configuring function names; NULL is the default one.
  * Raises 42704 when there is none. For the extension's owner only.

@@ -507,7 +507,7 @@ do_call(void *arg)
 		api_key_authenticate(call->api_key, call->api_key_length, &key);
 
 		/* Known from here on, whatever comes */
-		w = workspace_by_id(key.workspace_id);
+		w = workspace_read(key.workspace_id);
 		if (w == NULL)
 			api_key_authenticate(NULL, 0, &key);
 		api_answer_limits(work->answer, w);

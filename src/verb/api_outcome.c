@@ -131,7 +131,7 @@ api_outcome(int32 workspace_id, const pg_uuid_t *id, bool envelope, ApiAnswer *a
 
 	/* The answer outlives SPI's memory */
 	spi = MemoryContextSwitchTo(context);
-	w = workspace_by_id(workspace_id);
+	w = workspace_read(workspace_id);
 	if (w != NULL)
 		api_answer_limits(answer, w);
 	workspace = PointerGetDatum(construct_array(&workspace, 1, INT4OID, sizeof(int32), true, TYPALIGN_INT));

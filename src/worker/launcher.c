@@ -488,8 +488,11 @@ supply_listeners(TimestampTz now)
 	{
 		RosterDatabase *d = in_roster(c->database);
 
-		timeout = Min(timeout, listeners_supply(c->database, c->name, c->connectable,
-												d != NULL && d->state == ROSTER_PRESENT && !d->paused, now));
+		if (d != NULL && d->state == ROSTER_PRESENT && !d->http.known)
+			continue;			/* a sender will tell */
+		timeout = Min(timeout, listeners_supply(c->database, c->name,
+												d != NULL && d->state == ROSTER_PRESENT && !d->paused && c->connectable ?
+												&d->http : NULL, now));
 	}
 	return timeout;
 }
@@ -570,7 +573,6 @@ otp_launcher_main(Datum arg)
 			roster_drop_dead_pauses();
 			scan_databases();
 			forget_dropped();
-			listeners_scan();
 			next_scan = TimestampTzPlusMilliseconds(now, SCAN_INTERVAL_MS);
 			ndatabases = roster_snapshot(databases, otp_max_databases);
 		}

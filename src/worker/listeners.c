@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * listeners.c
- *	  The launcher's part that is about listeners: who should listen where.
+ *	  Who should listen where.
  *
  * The port and the number of processes can be set for the server or for one
- * database. A process cannot see that ALTER DATABASE has changed what it was
- * started with; the launcher can, because the catalog is shared. It makes a
- * number of all that concerns a database's listeners, and those who were
- * started with another one leave, and are started anew.
+ * database. A process does not see that ALTER DATABASE has changed what it was
+ * started with. So the sender looks into the catalog now and then, and tells
+ * the launcher, who makes a number of all that concerns a database's
+ * listeners; those who were started with another one leave, and are started
+ * anew.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,9 +35,15 @@
 
 #include "base/guc.h"
 #include "base/listeners.h"
+#include "base/roster.h"
+#include "worker/sender.h"
+#include "worker/upkeep.h"
 #include "worker/worker.h"
 
 #define SETTINGS_PREFIX "otp.http_"
+
+/* How often the sender looks */
+#define LOOK_MS 2000
 
 /* Most listeners of one database, as otp.http_workers says */
 #define WORKERS_MAX 32
@@ -59,15 +66,11 @@ typedef struct Wanted
 	uint32		settings;		/* that it was started with */
 } Wanted;
 
-/* What a database sets, and what runs for it */
+/* What runs for a database */
 typedef struct DatabaseListeners
 {
-	Oid			database;		/* hash key; InvalidOid: what holds for all */
-	bool		found;			/* by the last scan */
-	int			port;			/* -1: not set */
-	int			workers;		/* -1: not set */
-	uint32		hash;			/* of all that it sets */
-	Wanted	   *wanted;			/* WORKERS_MAX of them; NULL: none yet */
+	Oid			database;		/* hash key */
+	Wanted		wanted[WORKERS_MAX];
 } DatabaseListeners;
 
 static HTAB *table = NULL;
@@ -75,6 +78,77 @@ static bool told_no_slot = false;
 #ifndef OTP_WITH_HTTP
 static bool told_no_library = false;
 #endif
+
+/* ---- the sender's part ---- */
+
+/* Take in what is set for all databases, or for this one, which goes before */
+static void
+take_settings(RosterHttp *http, ArrayType *settings, bool own)
+{
+	Datum	   *items;
+	bool	   *nulls;
+	int			n;
+
+	deconstruct_array(settings, TEXTOID, -1, false, TYPALIGN_INT, &items, &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		char	   *item = nulls[i] ? NULL : TextDatumGetCString(items[i]);
+
+		if (item == NULL || pg_strncasecmp(item, SETTINGS_PREFIX, strlen(SETTINGS_PREFIX)) != 0)
+			continue;
+		http->hash = http->hash * 31 + hash_bytes((unsigned char *) item, strlen(item)) + own;
+		if (pg_strncasecmp(item, SETTINGS_PREFIX "port=", strlen(SETTINGS_PREFIX "port=")) == 0 && (own || http->port < 0))
+			http->port = atoi(strchr(item, '=') + 1);
+		if (pg_strncasecmp(item, SETTINGS_PREFIX "workers=", strlen(SETTINGS_PREFIX "workers=")) == 0 && (own || http->workers < 0))
+			http->workers = atoi(strchr(item, '=') + 1);
+	}
+}
+
+/* Read the catalog; in a transaction */
+static void
+read_settings(void *arg)
+{
+	RosterHttp *http = arg;
+	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	TableScanDesc scan = table_beginscan_catalog(rel, 0, NULL);
+	HeapTuple	tuple;
+
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		Form_pg_db_role_setting form = (Form_pg_db_role_setting) GETSTRUCT(tuple);
+		bool		isnull;
+		Datum		settings;
+
+		if (OidIsValid(form->setrole) || (OidIsValid(form->setdatabase) && form->setdatabase != MyDatabaseId))
+			continue;
+		settings = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig, RelationGetDescr(rel), &isnull);
+		if (!isnull)
+			take_settings(http, DatumGetArrayTypeP(settings), OidIsValid(form->setdatabase));
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+/*
+ * Look what ALTER DATABASE and ALTER ROLE ALL have set
+ *
+ * The launcher would be the one to do it, but is in no database, and this
+ * shared catalog is none of those that can be read from there.
+ */
+TimestampTz
+listeners_turn(TimestampTz now)
+{
+	RosterHttp	http;
+
+	memset(&http, 0, sizeof(http));
+	http.port = http.workers = -1;
+	http.known = true;
+	if (turn_do(read_settings, &http, NULL))
+		roster_report_http(&http);
+	return TimestampTzPlusMilliseconds(now, LOOK_MS);
+}
+
+/* ---- the launcher's part ---- */
 
 /* Find or make a database's entry */
 static DatabaseListeners *
@@ -94,74 +168,8 @@ entry_of(Oid database)
 	}
 	d = hash_search(table, &database, HASH_ENTER, &found);
 	if (!found)
-	{
 		memset((char *) d + sizeof(Oid), 0, sizeof(DatabaseListeners) - sizeof(Oid));
-		d->port = d->workers = -1;
-	}
 	return d;
-}
-
-/* Take in what is set for a database */
-static void
-take_settings(DatabaseListeners *d, ArrayType *settings)
-{
-	Datum	   *items;
-	bool	   *nulls;
-	int			n;
-
-	deconstruct_array(settings, TEXTOID, -1, false, TYPALIGN_INT, &items, &nulls, &n);
-	for (int i = 0; i < n; i++)
-	{
-		char	   *item = nulls[i] ? NULL : TextDatumGetCString(items[i]);
-
-		if (item == NULL || pg_strncasecmp(item, SETTINGS_PREFIX, strlen(SETTINGS_PREFIX)) != 0)
-			continue;
-		d->hash ^= hash_bytes((unsigned char *) item, strlen(item));
-		if (pg_strncasecmp(item, SETTINGS_PREFIX "port=", strlen(SETTINGS_PREFIX "port=")) == 0)
-			d->port = atoi(strchr(item, '=') + 1);
-		else if (pg_strncasecmp(item, SETTINGS_PREFIX "workers=", strlen(SETTINGS_PREFIX "workers=")) == 0)
-			d->workers = atoi(strchr(item, '=') + 1);
-	}
-}
-
-/* Read what is set by ALTER DATABASE, and by ALTER ROLE ALL */
-void
-listeners_scan(void)
-{
-	HASH_SEQ_STATUS seq;
-	DatabaseListeners *d;
-	Relation	rel;
-	TableScanDesc scan;
-	HeapTuple	tuple;
-
-	(void) entry_of(InvalidOid);
-	hash_seq_init(&seq, table);
-	while ((d = hash_seq_search(&seq)) != NULL)
-	{
-		d->port = d->workers = -1;
-		d->hash = 0;
-	}
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	(void) GetTransactionSnapshot();
-	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
-	scan = table_beginscan_catalog(rel, 0, NULL);
-	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
-	{
-		Form_pg_db_role_setting form = (Form_pg_db_role_setting) GETSTRUCT(tuple);
-		bool		isnull;
-		Datum		settings;
-
-		if (OidIsValid(form->setrole))
-			continue;
-		settings = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig, RelationGetDescr(rel), &isnull);
-		if (!isnull)
-			take_settings(entry_of(form->setdatabase), DatumGetArrayTypeP(settings));
-	}
-	table_endscan(scan);
-	table_close(rel, AccessShareLock);
-	CommitTransactionCommand();
 }
 
 /* Ask the postmaster for a listener */
@@ -228,19 +236,18 @@ has_gone(Wanted *w, TimestampTz now)
 
 /* Start what should listen for a database */
 long
-listeners_supply(Oid database, const char *name, bool connectable, bool present, TimestampTz now)
+listeners_supply(Oid database, const char *name, const RosterHttp *http, TimestampTz now)
 {
-	DatabaseListeners *all = entry_of(InvalidOid);
-	DatabaseListeners *d = entry_of(database);
-	int			port = d->port >= 0 ? d->port : all->port >= 0 ? all->port : otp_http_port;
-	int			workers = d->workers > 0 ? d->workers : all->workers > 0 ? all->workers : otp_http_workers;
+	DatabaseListeners *d = table != NULL ? hash_search(table, &database, HASH_FIND, NULL) : NULL;
+	int			port = http != NULL ? (http->port >= 0 ? http->port : otp_http_port) : 0;
+	int			workers = http != NULL && http->workers > 0 ? http->workers : otp_http_workers;
 	uint32		settings = 0;
 	long		timeout = PG_INT32_MAX;
 
 	workers = Min(workers, WORKERS_MAX);
-	if (port > 0 && connectable && present)
-		settings = (d->hash ^ (all->hash * 31) ^ murmurhash32(port * 64 + workers)) | 1;
-	if (settings == 0 && d->wanted == NULL)
+	if (port > 0)
+		settings = (http->hash ^ murmurhash32(port * 64 + workers)) | 1;
+	if (settings == 0 && d == NULL)
 		return timeout;
 
 #ifndef OTP_WITH_HTTP
@@ -253,8 +260,7 @@ listeners_supply(Oid database, const char *name, bool connectable, bool present,
 	return timeout;
 #endif
 
-	if (d->wanted == NULL)
-		d->wanted = MemoryContextAllocZero(TopMemoryContext, sizeof(Wanted) * WORKERS_MAX);
+	d = entry_of(database);
 	listeners_want(database, settings);
 	for (int i = 0; i < WORKERS_MAX; i++)
 	{
@@ -303,10 +309,8 @@ listeners_drop(Oid database)
 	listeners_forget(database);
 	if (d == NULL)
 		return;
-	for (int i = 0; d->wanted != NULL && i < WORKERS_MAX; i++)
+	for (int i = 0; i < WORKERS_MAX; i++)
 		if (d->wanted[i].handle != NULL)
 			pfree(d->wanted[i].handle);
-	if (d->wanted != NULL)
-		pfree(d->wanted);
 	hash_search(table, &database, HASH_REMOVE, NULL);
 }

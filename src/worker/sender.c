@@ -99,7 +99,7 @@ static TimestampTz next_jobs;
 /* What is kept up beside all that, and when each is to be called next */
 static TimestampTz (*const upkeep[]) (TimestampTz now) =
 {
-	retention_turn, rollup_turn, sweep_turn, guard_turn, key_use_turn, credits_turn
+	retention_turn, rollup_turn, sweep_turn, guard_turn, key_use_turn, credits_turn, listeners_turn
 };
 static TimestampTz next_upkeep[lengthof(upkeep)];
 static WaitEventSet *wait_set;

@@ -32,4 +32,7 @@ extern void key_use_leave(TimestampTz now);
 /* Put what has changed into the stripes of balances, level them, and tell who has little left (credit.c). */
 extern TimestampTz credits_turn(TimestampTz now);
 
+/* Look what is set for listeners. (listeners.c) */
+extern TimestampTz listeners_turn(TimestampTz now);
+
 #endif							/* OTP_UPKEEP_H */

@@ -35,12 +35,14 @@ extern PGDLLEXPORT void otp_sender_main(Datum database);
 extern PGDLLEXPORT void otp_listener_main(Datum arg);
 
 /*
- * The launcher's part that is about listeners. One round: start those that
- * are wanted and not there; gives the time to wait at most, in ms.
- * (listeners.c)
+ * The launcher's part that is about listeners: start those of a database that
+ * are wanted and not there; http NULL has all leave. Gives the time to wait at
+ * most, in ms. (listeners.c)
  */
-extern void listeners_scan(void);
-extern long listeners_supply(Oid database, const char *name, bool connectable, bool present, TimestampTz now);
+struct RosterHttp;
+extern long listeners_supply(Oid database, const char *name, const struct RosterHttp *http, TimestampTz now);
+
+/* A database is no more. */
 extern void listeners_drop(Oid database);
 
 #endif							/* OTP_WORKER_H */
