@@ -1122,7 +1122,7 @@ CREATE FUNCTION otp_api.receive_meta(json) RETURNS json
 AS 'MODULE_PATHNAME', 'otp_api_receive_meta' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp_api.receive_meta(json) IS
 'Take what Meta has posted to the webhook, as otp.receive_meta does. For PostgREST: the argument is the body as it came, the header X-Hub-Signature-256 is read from request.headers, the account from the header X-OTP-Account, which a proxy may set; else it is meta.
-Result: {"updates": 1}, or an error with its status: 400, 403 invalid_signature, 413, 500 key_unavailable, 503 without an app_secret.';
+Result: {"updates": 1}, or an error with its status: 400, 403 invalid_signature, also for an account without an app_secret, 413, 500 key_unavailable.';
 
 CREATE FUNCTION otp_api.receive_meta(mode text, verify_token text, challenge text, account text = NULL) RETURNS otp_api."*/*"
 AS 'MODULE_PATHNAME', 'otp_api_receive_meta_handshake' LANGUAGE C STABLE PARALLEL UNSAFE;

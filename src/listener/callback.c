@@ -86,12 +86,12 @@ taken(Request *r, Taking *t)
 		return true;
 
 	/* Without a secret to check by, it is as if there were no account */
-	if (status == 503)
+	if (error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
 		route_refuse(r, 403, "invalid_signature", "the signature of the receipt is not valid", NULL, -1);
 	else if (status == 0 || status >= 500)
 		route_refuse(r, 503, "unavailable", "the receipt could not be taken", NULL, 1);
 	else
-		route_refuse(r, status, caught_code(error, status), error->message, NULL, -1);
+		route_refuse(r, status, caught_code(error), error->message, NULL, -1);
 	return false;
 }
 

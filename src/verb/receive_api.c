@@ -148,9 +148,16 @@ answer_of(ReceiveCall *call)
 	if (error == NULL)
 		return NULL;
 
-	/* An account that is not set up yet: the provider is to come again */
-	if (error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
-		return refuse(503, "not_configured", error->message, error->hint);
+	/*
+	 * Without a secret to check by, it is as if there were no account: anybody
+	 * may ask, and is told no more
+	 */
+	if (status == 403 || error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
+	{
+		if (call->function == otp_receive_meta_handshake)
+			return refuse(403, "invalid_verify_token", "the handshake is not valid", NULL);
+		return refuse(403, "invalid_signature", "the signature of the receipt is not valid", NULL);
+	}
 	return refuse(status, caught_code(error), error->message, error->hint);
 }
 

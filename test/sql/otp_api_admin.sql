@@ -5,6 +5,7 @@
 
 \set SHOW_CONTEXT never
 SET client_min_messages = error;
+DELETE FROM otp.api_keys;
 CREATE ROLE regress_otp_anon;
 GRANT USAGE ON SCHEMA otp_api TO regress_otp_anon;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA otp_api TO regress_otp_anon;

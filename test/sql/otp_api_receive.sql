@@ -46,6 +46,7 @@ SELECT * FROM t.meta(json_build_object('x-hub-signature-256', 'sha256=' || encod
 SELECT what, r.* FROM (VALUES
 	('forged', json_build_object('x-hub-signature-256', 'sha256=' || repeat('0', 64))),
 	('of another account', json_build_object('x-hub-signature-256', :'signature', 'x-otp-account', 'brand')),
+	('of another account, cut', json_build_object('x-hub-signature-256', left(:'signature', -1), 'x-otp-account', 'brand')),
 	('of one that is not there', json_build_object('x-hub-signature-256', :'signature', 'x-otp-account', 'nobody')),
 	('of a long name', json_build_object('x-hub-signature-256', :'signature', 'x-otp-account', repeat('x', 100))),
 	('without a secret', json_build_object('x-hub-signature-256', :'signature', 'x-otp-account', 'mute')),
