@@ -288,7 +288,8 @@ next_parameter(const char **query, char **name, char **value, bool *valid)
 	equals = Min(strcspn(part, "="), length);
 	*query = part + length;
 	*valid = arguments_decode(part, equals, true, name) &&
-		arguments_decode(equals < length ? part + equals + 1 : "", equals < length ? length - equals - 1 : 0, true, value);
+		arguments_decode(equals < length ? part + equals + 1 : "", equals < length ? length - equals - 1 : 0,
+						 true, value);
 	return true;
 }
 
@@ -328,8 +329,10 @@ take_query(const char *query, ApiCall *call, Complaint *complaint)
 	{
 		int			i;
 
-		if (!valid || n++ == MAX_PARAMETERS)
-			return complain(complaint, 400, "invalid_request", "the query is not valid", "Percent-encode its values, in UTF-8.");
+		if (!valid ||
+			n++ == MAX_PARAMETERS)
+			return complain(complaint, 400, "invalid_request", "the query is not valid",
+							"Percent-encode its values, in UTF-8.");
 		i = find_argument(f, name);
 		if (i < 0)
 			return complain_field(complaint, name, "is not known");
@@ -352,7 +355,8 @@ arguments_content_type(const Request *r, const char *type)
 	size_t		length = strlen(type);
 
 	return given != NULL && request_header_count(r, "content-type") == 1 &&
-		pg_strncasecmp(given, type, length) == 0 && (given[length] == '\0' || given[length] == ';' || given[length] == ' ');
+		pg_strncasecmp(given, type, length) == 0 && (given[length] == '\0' || given[length] == ';' ||
+													 given[length] == ' ');
 }
 
 /* Is a charset said that is none of ours? */
@@ -430,7 +434,8 @@ take_body(const Request *r, ApiCall *call, Complaint *complaint)
 
 /* Take all arguments */
 bool
-arguments_take(const Request *r, bool from_query, const PathArgument *path, int npath, ApiCall *call, Complaint *complaint)
+arguments_take(const Request *r, bool from_query, const PathArgument *path, int npath, ApiCall *call,
+			   Complaint *complaint)
 {
 	const ApiFunction *f = call->function;
 
@@ -454,7 +459,8 @@ arguments_take(const Request *r, bool from_query, const PathArgument *path, int 
 	else
 	{
 		if (r->query != NULL && r->query[0] != '\0')
-			return complain(complaint, 400, "invalid_request", "this request takes no query", "Put its fields into the body.");
+			return complain(complaint, 400, "invalid_request", "this request takes no query",
+							"Put its fields into the body.");
 		if (!take_body(r, call, complaint))
 			return false;
 	}

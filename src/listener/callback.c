@@ -108,7 +108,8 @@ callback_meta(Request *r, const char *account)
 		t.function = otp_receive_meta;
 		t.nargs = 3;
 		t.body = 1;
-		t.args[2] = request_header_count(r, "x-hub-signature-256") == 1 ? request_header(r, "x-hub-signature-256") : NULL;
+		t.args[2] = request_header_count(r, "x-hub-signature-256") == 1 ? request_header(r,
+																						 "x-hub-signature-256") : NULL;
 		if (taken(r, &t))
 			request_answer(r, 200, "text/plain", "", 0);
 		return;
@@ -130,7 +131,10 @@ callback_twilio(Request *r, const char *account)
 	size_t		length = strlen(otp_http_public_url);
 	Taking		t;
 
-	/* It has signed the address that it knows, which is not the one that a proxy calls */
+	/*
+	 * It has signed the address that it knows, which is not the one that a
+	 * proxy calls
+	 */
 	while (length > 0 && otp_http_public_url[length - 1] == '/')
 		length--;
 	if (length + strlen(r->target) > MAX_URL)

@@ -296,7 +296,10 @@ leave(bool hurry)
 {
 	TimestampTz until;
 
-	/* As long as we are here, no other listens in our place: who waits hears what is known */
+	/*
+	 * As long as we are here, no other listens in our place: who waits hears
+	 * what is known
+	 */
 	until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), hurry ? LEAVE_MS : LEAVE_CALMLY_MS);
 	server_quiesce();
 	waits_hurry();
@@ -321,7 +324,10 @@ leave(bool hurry)
 		wait_for_events(Min(next, Min(until, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), 20))));
 	}
 
-	/* What is left is cut off: the sockets go with the process, and the library need not tidy up */
+	/*
+	 * What is left is cut off: the sockets go with the process, and the
+	 * library need not tidy up
+	 */
 	proc_exit(0);
 }
 
@@ -360,7 +366,8 @@ start_listening(void)
 		else
 		{
 			old = MemoryContextSwitchTo(request_context);
-			started = server_start(listeners_share_port(otp_http_port), addresses, sizeof(addresses), error, sizeof(error));
+			started = server_start(listeners_share_port(otp_http_port), addresses, sizeof(addresses), error,
+								   sizeof(error));
 			MemoryContextSwitchTo(old);
 			MemoryContextReset(request_context);
 		}

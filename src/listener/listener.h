@@ -84,7 +84,7 @@ extern int	request_header_count(const Request *r, const char *name);
  */
 extern void request_answer(Request *r, int status, const char *type, const char *body, size_t length);
 
-/* Add a header to the answer, before request_answer. Name and value are copied; a value with a line break is left out. */
+/* Add a header to the answer, before request_answer. Both are copied; a value with a line break is left out. */
 extern void request_answer_header(Request *r, const char *name, const char *value);
 
 /* Answer with what a function of otp_api has answered. */

@@ -171,15 +171,19 @@ find_route(Request *r, PathArgument *arguments, int *n)
 		if (strcmp(routes[i].method, method) == 0)
 			return i;
 		if (strstr(allowed, routes[i].method) == NULL)
-			snprintf(allowed + strlen(allowed), sizeof(allowed) - strlen(allowed), "%s%s%s", allowed[0] != '\0' ? ", " : "",
+			snprintf(allowed + strlen(allowed), sizeof(allowed) - strlen(allowed), "%s%s%s",
+					 allowed[0] != '\0' ? ", " : "",
 					 routes[i].method, strcmp(routes[i].method, "GET") == 0 ? ", HEAD" : "");
 	}
 	if (allowed[0] == '\0')
-		route_refuse(r, 404, "not_found", "there is nothing at this address", "GET /openapi.json lists what there is.", -1);
+		route_refuse(r, 404, "not_found", "there is nothing at this address",
+					 "GET /openapi.json lists what there is.", -1);
 	else
 	{
-		request_answer_header(r, "Allow", allowed);
-		route_refuse(r, 405, is_rpc(r) ? "PGRST101" : "method_not_allowed", "this address does not know the method", NULL, -1);
+		request_answer_header(r, "Allow",
+							  allowed);
+		route_refuse(r, 405, is_rpc(r) ? "PGRST101" : "method_not_allowed",
+					 "this address does not know the method", NULL, -1);
 	}
 	return NO_ROUTE;
 }
@@ -353,9 +357,11 @@ answer_by_function(Request *r, const Route *route, const PathArgument *path, int
 		route_refuse(r, 404, "not_found", "there is nothing at this address", NULL, -1);
 		return;
 	}
-	if (!find_key(r, &c.call))
+	if (!find_key(r,
+				  &c.call))
 	{
-		route_refuse(r, 400, "invalid_request", "it is not clear which API key is meant", "Give one, in the header Authorization.", -1);
+		route_refuse(r, 400, "invalid_request", "it is not clear which API key is meant",
+					 "Give one, in the header Authorization.", -1);
 		return;
 	}
 	if (!call_function(&c, &answer))
@@ -603,10 +609,12 @@ answer_rpc(Request *r, const Route *route, const PathArgument *path)
 					 "Leave tx=rollback out of the header Prefer.", -1);
 		return;
 	}
-	wish.count = prefer != NULL && strstr(prefer, "count=") != NULL;
+	wish.count = prefer != NULL && strstr(prefer,
+										  "count=") != NULL;
 	if (!find_key(r, &c.call))
 	{
-		route_refuse(r, 400, "invalid_request", "it is not clear which API key is meant", "Give one, in the header X-API-Key.", -1);
+		route_refuse(r, 400, "invalid_request", "it is not clear which API key is meant",
+					 "Give one, in the header X-API-Key.", -1);
 		return;
 	}
 	if (!call_function(&c, &answer))

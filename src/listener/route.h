@@ -55,7 +55,8 @@ extern char *arguments_query(const char *query, const char *name);
 extern bool arguments_content_type(const Request *r, const char *type);
 
 /* Refuse a request that did not become a call. */
-extern void route_refuse(Request *r, int status, const char *code, const char *message, const char *hint, int retry_after);
+extern void route_refuse(Request *r, int status, const char *code, const char *message, const char *hint,
+						 int retry_after);
 
 /* Answer what the providers call, each by the account's name. (callback.c) */
 extern void callback_meta(Request *r, const char *account);

@@ -756,7 +756,8 @@ listen_on(const char *name, bool share, int limit, const char *certificate, cons
 		{
 			char		host[NI_MAXHOST] = "?";
 
-			(void) pg_getnameinfo_all((struct sockaddr_storage *) a->ai_addr, a->ai_addrlen, host, sizeof(host), NULL, 0, NI_NUMERICHOST);
+			(void) pg_getnameinfo_all((struct sockaddr_storage *) a->ai_addr, a->ai_addrlen, host,
+									  sizeof(host), NULL, 0, NI_NUMERICHOST);
 			snprintf(error, size, "could not listen on address %s, port %d: %s", host, otp_http_port, strerror(errno));
 
 			/* Somebody else's port is nobody's in half */
@@ -899,7 +900,10 @@ server_expire(TimestampTz now)
 	{
 		Connection *c = dlist_container(Connection, node, iter.cur);
 
-		/* Those that are being worked on have their own time; and so have those without a request, once we leave */
+		/*
+		 * Those that are being worked on have their own time; and so have
+		 * those without a request, once we leave
+		 */
 		if (c->suspended || c->cut)
 			continue;
 		if (c->deadline <= now || (quiet && c->request == NULL))
@@ -973,8 +977,10 @@ server_fingerprint(void)
 	StringInfoData text;
 
 	initStringInfo(&text);
-	appendStringInfo(&text, "%d %s %d %d %d %d %d %s ", otp_http_port, otp_http_listen_addresses, otp_http_workers,
-					 otp_http_max_connections, otp_http_max_body, otp_http_timeout, otp_http_send_wait, otp_http_public_url);
+	appendStringInfo(&text, "%d %s %d %d %d %d %d %s ", otp_http_port, otp_http_listen_addresses,
+					 otp_http_workers,
+					 otp_http_max_connections, otp_http_max_body, otp_http_timeout, otp_http_send_wait,
+					 otp_http_public_url);
 	append_file(&text, otp_http_cert_file);
 	append_file(&text, otp_http_key_file);
 	return text.data;

@@ -127,3 +127,14 @@ plan_run_latest(SPIPlanPtr plan, Datum *values, const char *nulls, long limit)
 	UnregisterSnapshot(snapshot);
 	return rc;
 }
+
+/* Give the schema of the verbs */
+const char *
+plan_verbs_schema(void)
+{
+	if (SPI_execute("SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension e"
+					" JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'otp'",
+					true, 1) != SPI_OK_SELECT || SPI_processed == 0)
+		elog(ERROR, "could not find the schema of the verbs");
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+}

@@ -45,4 +45,7 @@ extern Portal plan_open(SPIPlanPtr plan, Datum *values, const char *nulls);
  */
 extern int	plan_run_latest(SPIPlanPtr plan, Datum *values, const char *nulls, long limit);
 
+/* The schema that the verbs are in, quoted. palloc'd by SPI. */
+extern const char *plan_verbs_schema(void);
+
 #endif							/* OTP_PLAN_H */

@@ -381,23 +381,23 @@ static struct
 	int32		key_id;
 	LocalTransactionId lxid;
 	SubTransactionId subid;
-}			acting_key;
+} acting_key;
 
 /* Let a key act */
 void
 workspace_enter_key(int32 workspace_id, int32 key_id)
 {
-	acting_key.workspace_id = workspace_id;
-	acting_key.key_id = key_id;
-	acting_key.lxid = compat_lxid();
-	acting_key.subid = GetCurrentSubTransactionId();
+	acting_key. workspace_id = workspace_id;
+	acting_key. key_id = key_id;
+	acting_key. lxid = compat_lxid();
+	acting_key. subid = GetCurrentSubTransactionId();
 }
 
 /* No key acts any more */
 void
 workspace_leave_key(void)
 {
-	acting_key.workspace_id = 0;
+	acting_key. workspace_id = 0;
 }
 
 /*

@@ -87,7 +87,10 @@ static const struct
 static bool
 is_for_all(const ErrorData *error)
 {
-	/* All that verbs raise for their callers has a DETAIL for programs, or is hidden from the log for what it is about */
+	/*
+	 * All that verbs raise for their callers has a DETAIL for programs, or is
+	 * hidden from the log for what it is about
+	 */
 	return error->detail != NULL && error->detail[0] == '{';
 }
 
@@ -142,7 +145,10 @@ answer_error_data(Work *work, const ErrorData *error, int status)
 	}
 	work->answer->lock_timeout = error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
 
-	/* Whoever can mend it reads the log; the statement and what it is about are not in it */
+	/*
+	 * Whoever can mend it reads the log; the statement and what it is about
+	 * are not in it
+	 */
 	if (status == 500)
 		ereport(LOG,
 				(errcode(error->sqlerrcode),
@@ -197,6 +203,8 @@ answer_guess(Work *work, HeapTuple row, StringInfo out)
 	char	   *id = column_text(row, "otp_id");
 	ApiError	e = API_ERROR(code, "the code could not be checked", NULL);
 	int			status = 500;
+	Datum		verified_at;
+	bool		isnull;
 
 	if (code == NULL)
 	{
@@ -205,9 +213,9 @@ answer_guess(Work *work, HeapTuple row, StringInfo out)
 		appendStringInfoString(out, ",\"phone\":");
 		json_quote(out, column_text(row, "phone"));
 		appendStringInfoString(out, ",\"verified_at\":");
-		api_write_time(out, DatumGetTimestampTz(SPI_getbinval(row, SPI_tuptable->tupdesc,
-															  SPI_fnumber(SPI_tuptable->tupdesc, "verified_at"),
-															  &(bool){false})));
+		verified_at = SPI_getbinval(row, SPI_tuptable->tupdesc, SPI_fnumber(SPI_tuptable->tupdesc,
+																			"verified_at"), &isnull);
+		api_write_time(out, DatumGetTimestampTz(verified_at));
 		appendStringInfoString(out, ",\"channel\":");
 		json_quote(out, column_text(row, "channel"));
 		appendStringInfoChar(out, '}');
@@ -216,8 +224,10 @@ answer_guess(Work *work, HeapTuple row, StringInfo out)
 	if (strcmp(code, "invalid_code") == 0)
 	{
 		appendStringInfoString(out, "{\"valid\":false,\"otp_id\":");
-		json_quote(out, id);
-		appendStringInfo(out, ",\"error\":\"%s\",\"attempts_remaining\":%d}", code, column_int(row, "attempts_remaining"));
+		json_quote(out,
+				   id);
+		appendStringInfo(out, ",\"error\":\"%s\",\"attempts_remaining\":%d}", code, column_int(row,
+																							   "attempts_remaining"));
 		return;
 	}
 
@@ -374,17 +384,6 @@ type_of(ApiType type)
 	return InvalidOid;
 }
 
-/* Give the schema of the verbs, quoted */
-static const char *
-verbs_schema(void)
-{
-	if (SPI_execute("SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension e"
-					" JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'otp'", true, 1) != SPI_OK_SELECT ||
-		SPI_processed == 0)
-		elog(ERROR, "could not find the schema of the verbs");
-	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-}
-
 /* Prepare a function's statement */
 static SPIPlanPtr
 plan_of(const ApiFunction *f)
@@ -412,7 +411,7 @@ plan_of(const ApiFunction *f)
 	while ((mark = strstr(rest, "verbs.")) != NULL)
 	{
 		appendBinaryStringInfo(&sql, rest, mark - rest);
-		appendStringInfo(&sql, "%s.", verbs_schema());
+		appendStringInfo(&sql, "%s.", plan_verbs_schema());
 		rest = mark + strlen("verbs.");
 	}
 	appendStringInfoString(&sql, rest);

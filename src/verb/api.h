@@ -96,8 +96,8 @@ typedef struct ApiCall
 	const ApiFunction *function;
 	const char *api_key;		/* as it came, maybe no key at all; NULL: none */
 	size_t		api_key_length;
-	bool		envelope;		/* errors as {"error": {...}}, as below /v1; else
-								 * as PostgREST has them */
+	bool		envelope;		/* errors as {"error": {...}}, as below /v1;
+								 * else as PostgREST has them */
 	Datum		values[API_MAX_ARGUMENTS];
 	bool		nulls[API_MAX_ARGUMENTS];
 } ApiCall;
@@ -110,8 +110,8 @@ typedef struct ApiAnswer
 	int			remaining;		/* X-RateLimit-Remaining */
 	int64		reset_at;		/* X-RateLimit-Reset: Unix time in seconds */
 	int			retry_after;	/* seconds; -1: no such header */
-	bool		lock_timeout;	/* nothing was done, because somebody has a row
-								 * locked: the same call may be made again */
+	bool		lock_timeout;	/* nothing was done, because somebody has a
+								 * row locked: the same call may be made again */
 
 	/* A code is on its way: see api_outcome */
 	bool		sending;

@@ -149,8 +149,8 @@ answer_of(ReceiveCall *call)
 		return NULL;
 
 	/*
-	 * Without a secret to check by, it is as if there were no account: anybody
-	 * may ask, and is told no more
+	 * Without a secret to check by, it is as if there were no account:
+	 * anybody may ask, and is told no more
 	 */
 	if (status == 403 || error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
 	{

@@ -491,7 +491,8 @@ supply_listeners(TimestampTz now)
 		if (d != NULL && d->state == ROSTER_PRESENT && !d->http.known)
 			continue;			/* a sender will tell */
 		timeout = Min(timeout, listeners_supply(c->database, c->name,
-												d != NULL && d->state == ROSTER_PRESENT && !d->paused && c->connectable ?
+												d != NULL && d->state == ROSTER_PRESENT && !d->paused &&
+												c->connectable ?
 												&d->http : NULL, now));
 	}
 	return timeout;

@@ -97,9 +97,12 @@ take_settings(RosterHttp *http, ArrayType *settings, bool own)
 		if (item == NULL || pg_strncasecmp(item, SETTINGS_PREFIX, strlen(SETTINGS_PREFIX)) != 0)
 			continue;
 		http->hash = http->hash * 31 + hash_bytes((unsigned char *) item, strlen(item)) + own;
-		if (pg_strncasecmp(item, SETTINGS_PREFIX "port=", strlen(SETTINGS_PREFIX "port=")) == 0 && (own || http->port < 0))
-			http->port = atoi(strchr(item, '=') + 1);
-		if (pg_strncasecmp(item, SETTINGS_PREFIX "workers=", strlen(SETTINGS_PREFIX "workers=")) == 0 && (own || http->workers < 0))
+		if (pg_strncasecmp(item, SETTINGS_PREFIX "port=", strlen(SETTINGS_PREFIX "port=")) == 0 && (own ||
+																									http->port < 0))
+			http->port = atoi(strchr(item,
+									 '=') + 1);
+		if (pg_strncasecmp(item, SETTINGS_PREFIX "workers=", strlen(SETTINGS_PREFIX "workers=")) == 0 &&
+			(own || http->workers < 0))
 			http->workers = atoi(strchr(item, '=') + 1);
 	}
 }

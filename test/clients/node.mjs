@@ -131,7 +131,7 @@ await test('a webhook that the server has signed', async () => {
 		body: { url: `http://127.0.0.1:${server.address().port}/`, events: ['otp.verified'] },
 	});
 	try {
-		const heard = once(server, 'hook');
+		const heard = once(server, 'hook', { signal: AbortSignal.timeout(120_000) });
 		await admin.request('POST', `/v1/webhook-endpoints/${endpoint.endpoint_id}/test`, { body: { event: 'otp.verified' } });
 		await heard;
 		const [headers, body] = got[0];

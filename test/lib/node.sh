@@ -1,8 +1,9 @@
 # node.sh
 #	Libraries that npm fetches, for programs of the tests.
 
-# Fetch the libraries that a package-lock.json names, unless they are there: the folder with it, where to, what it is for.
-# This is done by whoever called, who knows the way to the registry; nothing of what is fetched is run now.
+# Fetch the libraries that a package-lock.json names, unless they are there: the folder with it, where to,
+# what it is for. This is done by whoever called, who knows the way to the registry; nothing of what is
+# fetched is run now.
 node_fetch() {
 	local from=$1 to=$2 what=$3 log=$2/npm.log start
 	local certificates=/etc/ssl/certs/ca-certificates.crt

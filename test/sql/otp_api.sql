@@ -2,11 +2,12 @@
 -- The functions of otp_api, as PostgREST calls them
 --
 \set VERBOSITY terse
-SELECT otp.set_test_number('+15550121001', '123456');
-SELECT otp.set_test_number('+1555012100' || n, '123456', o) FROM unnest(ARRAY['rate_limit_exceeded', 'meta_api_unavailable', 'insufficient_credits', 'sms_fallback', 'pending']) WITH ORDINALITY u (o, m), LATERAL (SELECT m + 1 AS n) x;
+SELECT otp.create_workspace('api') IS NOT NULL AS created;
+SELECT otp.set_test_number('+15550121001', '123456', workspace => 'api');
+SELECT otp.set_test_number('+1555012100' || n, '123456', o, workspace => 'api') FROM unnest(ARRAY['rate_limit_exceeded', 'meta_api_unavailable', 'insufficient_credits', 'sms_fallback', 'pending']) WITH ORDINALITY u (o, m), LATERAL (SELECT m + 1 AS n) x;
 SELECT otp.create_workspace('tenant') IS NOT NULL AS created;
 SELECT otp.set_test_number('+15550121001', '654321', workspace => 'tenant');
-SELECT api_key AS key FROM otp.create_api_key('default', 'web') \gset
+SELECT api_key AS key FROM otp.create_api_key('api', 'web') \gset
 SELECT api_key AS other_key, key_id AS other_id FROM otp.create_api_key('tenant', 'web') \gset
 
 -- PostgREST's anonymous role
@@ -107,7 +108,7 @@ SELECT pg_temp.plain(otp_api.otp_verify(:'id', '123456'));
 SELECT pg_temp.plain(otp_api.otp_resend(:'id'));
 SELECT pg_temp.plain(otp_api.otp_cancel(:'id'));
 SELECT json_array_length(otp_api.otp_list()->'data') AS mine;
-SET LOCAL otp.workspace = 'default';
+SET LOCAL otp.workspace = 'api';
 SELECT otp_api.otp_status(:'other')->>'status' AS status, otp_api.otp_status(:'id')->>'code' AS code;
 SELECT otp_api.otp_list()->'data'->0->>'otp_id' = :'other' AS mine;
 COMMIT;
@@ -240,7 +241,8 @@ RESET ROLE;
 SELECT p.proname, p.provolatile AS volatile, pg_get_function_arguments(p.oid) AS arguments
 FROM pg_proc p WHERE p.pronamespace = 'otp_api'::regnamespace AND p.prosrc = 'otp_api_call' ORDER BY 1;
 
-SELECT otp.delete_workspace('tenant', cascade => true);
+SELECT otp.delete_workspace(w, cascade => true) FROM unnest(ARRAY['api', 'tenant']) w;
+DELETE FROM otp.provider_accounts WHERE name = 'api';
 DROP SCHEMA regress_policy CASCADE;
 REVOKE ALL ON SCHEMA otp, otp_api FROM regress_web_policy;
 REVOKE ALL ON TYPE otp.send_request FROM regress_web_policy;

@@ -89,7 +89,7 @@ SELECT number, status, error, ended FROM short ORDER BY number, status;
 
 -- Inside of queries
 SELECT status, count(*) FROM otp.verifications v, LATERAL otp_status(otp.format_id(v.id)) GROUP BY 1 ORDER BY 1;
-SELECT provolatile FROM pg_proc WHERE proname = 'otp_status';
+SELECT provolatile FROM pg_proc WHERE oid = 'otp_status(text)'::regprocedure;
 BEGIN READ ONLY;
 SELECT status FROM otp_status(:'id');
 ROLLBACK;

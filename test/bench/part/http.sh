@@ -88,14 +88,16 @@ http_off() {
 # Wait until an address answers at all
 http_wait() {
 	perl -MHTTP::Tiny -MTime::HiRes=sleep -e '
-		for (1 .. 1200) { exit 0 if HTTP::Tiny->new(timeout => 5, proxy => undef, http_proxy => undef)->get($ARGV[0])->{status} != 599; sleep 0.05 }
+		my $http = HTTP::Tiny->new(timeout => 5, proxy => undef, http_proxy => undef);
+		for (1 .. 1200) { exit 0 if $http->get($ARGV[0])->{status} != 599; sleep 0.05 }
 		exit 1' "$1" || fail "Nobody listens at $1."
 }
 
 # The web tier of one's own
 http_web_start() {
 	rm -f "$place/web.port"
-	NODE_PATH=$place/node/node_modules node "$here/server.js" "$place" bench app "$http_connections" "$place/web.port" >"$place/log/web" 2>&1 &
+	NODE_PATH=$place/node/node_modules node "$here/server.js" "$place" bench app "$http_connections" \
+		"$place/web.port" >"$place/log/web" 2>&1 &
 	http_web_pid=$!
 	trap 'kill "$http_web_pid" 2>/dev/null; simulator_stop; server_stop' EXIT
 	until [ -s "$place/web.port" ]; do
@@ -133,7 +135,8 @@ http_run() {
 	http_rows "$1"
 	sql CHECKPOINT
 	wrk -t "$http_threads" -c "$http_connections" -d "${seconds}s" --timeout 60s \
-		-s "$here/script/http.lua" "$2/v1/whatsapp/otp/$path" -- "$key" "$path" "${arguments[@]}" >"$place/log/wrk" 2>&1 ||
+		-s "$here/script/http.lua" "$2/v1/whatsapp/otp/$path" -- "$key" "$path" "${arguments[@]}" \
+		>"$place/log/wrk" 2>&1 ||
 		fail 'wrk has stopped.' "$(tail -n 20 "$place/log/wrk")"
 	read -r requests seconds p50 p99 refused broken <<<"$(sed -n 's/^result //p' "$place/log/wrk")"
 	[ "$refused" -le "$http_connections" ] && [ "$broken" = 0 ] || fail "Of $requests requests, $refused were refused and $broken broke."
@@ -149,7 +152,8 @@ http_pgbench() {
 	PGUSER=app PGOPTIONS='-c plan_cache_mode=force_generic_plan' \
 		pgbench -n -M prepared -c "$http_connections" -j "$http_threads" -t "$transactions" -f "$here/script/$1.sql" \
 		-D i=0 -D first=1 -D "clients=$http_connections" -D code=123456 -D "hi0=$(($(now_ms) << 16))" \
-		-l --log-prefix="$place/latency" >"$place/log/pgbench" 2>&1 || fail 'pgbench has stopped.' "$(tail -n 20 "$place/log/pgbench")"
+		-l --log-prefix="$place/latency" >"$place/log/pgbench" 2>&1 ||
+		fail 'pgbench has stopped.' "$(tail -n 20 "$place/log/pgbench")"
 	tps=$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$place/log/pgbench")
 	cat "$place"/latency.* | awk '{ print $3 }' | sort -n |
 		awk -v tps="$tps" '{ v[NR] = $1 } END { print tps, v[int(NR * 0.5) + 1], v[int(NR * 0.99) + 1] }'
