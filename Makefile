@@ -33,6 +33,12 @@ PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
+# The document of the HTTP API becomes a part of the library
+src/listener/monitor.o: src/listener/openapi_json.inc
+src/listener/openapi_json.inc: src/listener/openapi.json otp.control
+	{ echo 'static const char openapi_json[] ='; \
+	sed -e 's/@VERSION@/$(EXTVERSION)/' -e 's/^\t*//' -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&\\n"/' $<; echo ';'; } >$@
+
 # A header may be included from anywhere
 $(OBJS): $(wildcard src/*.h src/*/*.h)
 
@@ -64,7 +70,7 @@ dist: META.json
 
 clean: clean-made
 clean-made:
-	rm -f META.json otp-delivery-*.zip
+	rm -f META.json otp-delivery-*.zip src/listener/openapi_json.inc
 	$(MAKE) -C test/simulator clean
 
 .PHONY: check-all bench clean-made demo dist simulator

@@ -219,7 +219,7 @@ BEGIN
 	RETURN 'allow';
 END $$;
 RESET ROLE;
-SELECT otp.configure_meta(phone_number_id => '106540352242922', access_token => 'EAAregress', name => 'api', workspace => 'tenant') IS NOT NULL AS configured;
+SELECT otp.configure_meta(phone_number_id => '106540352242922', access_token => 'EAAregress', account => 'api', workspace => 'tenant') IS NOT NULL AS configured;
 UPDATE otp.workspaces SET policy_function = 'regress_policy.decide' WHERE name = 'tenant';
 SELECT set_config('regress.id', :'other', false) IS NOT NULL AS set;
 SET ROLE regress_web_anon;
@@ -229,6 +229,7 @@ SELECT otp_api.otp_send('+15550128888')->>'success' AS success;
 RESET ROLE;
 SELECT * FROM regress_policy.seen;
 ROLLBACK;
+RESET ROLE;
 
 -- Who has no EXECUTE has nothing
 CREATE ROLE regress_web_nobody;
