@@ -76,7 +76,7 @@ UPDATE otp.workspaces SET allowed_prefixes = '{}';
 SELECT t.error('SELECT otp_send($1)', '+15550103006');
 SELECT t.error('SELECT otp_send($1)', '+15550103001');
 SELECT p AS prefixes, left(t.error('UPDATE otp.workspaces SET allowed_prefixes = $1::text[]', p), 5) AS error
-FROM unnest(ARRAY['{NULL,+49}', '{49}', '{+0}', '{+49 30}', '{++49}', '{+1234567890123456}', '{+49,+491}', '{}']) p;
+FROM unnest(ARRAY['{NULL,+49}', '{""}', '{+49,""}', '{49}', '{+0}', '{+49 30}', '{++49}', '{+1234567890123456}', '{+49,+491}', '{}']) p;
 ROLLBACK;
 
 -- Modules
