@@ -88,12 +88,12 @@ CREATE TABLE otp.workspaces (
 	max_expires_in int NOT NULL DEFAULT 900 CHECK (max_expires_in BETWEEN 60 AND 900),
 	require_context bool NOT NULL DEFAULT false,
 	-- Countries, as prefixes: the longest that fits decides; NULL is every country
-	allowed_prefixes text[] CHECK (pg_catalog.array_to_string(allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(allowed_prefixes, '') !~ ' '),
-	denied_prefixes text[] CHECK (pg_catalog.array_to_string(denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(denied_prefixes, '') !~ ' '),
-	whatsapp_allowed_prefixes text[] CHECK (pg_catalog.array_to_string(whatsapp_allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(whatsapp_allowed_prefixes, '') !~ ' '),
-	whatsapp_denied_prefixes text[] CHECK (pg_catalog.array_to_string(whatsapp_denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(whatsapp_denied_prefixes, '') !~ ' '),
-	sms_allowed_prefixes text[] CHECK (pg_catalog.array_to_string(sms_allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(sms_allowed_prefixes, '') !~ ' '),
-	sms_denied_prefixes text[] CHECK (pg_catalog.array_to_string(sms_denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(sms_denied_prefixes, '') !~ ' '),
+	allowed_prefixes text[] CHECK (pg_catalog.array_to_string(allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(allowed_prefixes, '') !~ ' ' AND '' <> ALL (allowed_prefixes)),
+	denied_prefixes text[] CHECK (pg_catalog.array_to_string(denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(denied_prefixes, '') !~ ' ' AND '' <> ALL (denied_prefixes)),
+	whatsapp_allowed_prefixes text[] CHECK (pg_catalog.array_to_string(whatsapp_allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(whatsapp_allowed_prefixes, '') !~ ' ' AND '' <> ALL (whatsapp_allowed_prefixes)),
+	whatsapp_denied_prefixes text[] CHECK (pg_catalog.array_to_string(whatsapp_denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(whatsapp_denied_prefixes, '') !~ ' ' AND '' <> ALL (whatsapp_denied_prefixes)),
+	sms_allowed_prefixes text[] CHECK (pg_catalog.array_to_string(sms_allowed_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(sms_allowed_prefixes, '') !~ ' ' AND '' <> ALL (sms_allowed_prefixes)),
+	sms_denied_prefixes text[] CHECK (pg_catalog.array_to_string(sms_denied_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(sms_denied_prefixes, '') !~ ' ' AND '' <> ALL (sms_denied_prefixes)),
 	fallback_after interval DEFAULT '30 s',	-- to SMS, without a receipt; NULL is never
 	notify_channel text CHECK (notify_channel <> '' AND pg_catalog.octet_length(notify_channel) < 64),	-- of NOTIFY; NULL is none
 	credits_metered bool NOT NULL DEFAULT false,	-- a send or resend costs a credit
@@ -101,7 +101,7 @@ CREATE TABLE otp.workspaces (
 	refund_failed bool NOT NULL DEFAULT false,	-- what could not be delivered costs nothing
 	credits_low int8 CHECK (credits_low > 0),	-- below it, the event credits.low; NULL is never
 	guard_mode text NOT NULL DEFAULT 'off' CHECK (guard_mode IN ('off', 'record', 'block')),	-- against pumping
-	guard_exempt_prefixes text[] CHECK (pg_catalog.array_to_string(guard_exempt_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(guard_exempt_prefixes, '') !~ ' '),
+	guard_exempt_prefixes text[] CHECK (pg_catalog.array_to_string(guard_exempt_prefixes, ' ', '?') ~ '^(\+[1-9][0-9]{0,14}( |$))*$' AND pg_catalog.array_to_string(guard_exempt_prefixes, '') !~ ' ' AND '' <> ALL (guard_exempt_prefixes)),
 	policy_function text CHECK (policy_function <> ''),	-- schema.name of a function (otp.send_request) returning text; NULL is none
 	policy_timeout interval NOT NULL DEFAULT '250 ms' CHECK (policy_timeout BETWEEN '1 ms' AND '10 s'),
 	seeded bool NOT NULL DEFAULT false		-- still as CREATE EXTENSION made it: a restored row replaces it

@@ -23,8 +23,9 @@
 /*
  * Whatever a workspace queues beside codes, the one sender of the database
  * has to do between the codes of all: a step of a job takes it up to some
- * milliseconds. So many per second are a small part of its time, and more
- * than people and schedules need; so many at once let a script set up a
+ * milliseconds. And what it changes of its endpoints stays in the audit for
+ * ever. So many per second are little of either, and more than people and
+ * schedules need; so many at once let a script set up a
  * workspace with all its templates and endpoints.
  */
 #define JOBS_PER_SECOND 2
@@ -230,7 +231,7 @@ void
 limiter_take_job(int32 workspace_id)
 {
 	if (!take(LIMITER_JOBS, workspace_id, JOBS_PER_SECOND, JOBS_AT_ONCE))
-		error_raise(OTP_RATE_LIMIT_EXCEEDED, "too many test webhooks, replays and requests about templates are being queued",
-					"Wait for the seconds of retry_after. A workspace may queue 60 at once, and 2 per second.",
+		error_raise(OTP_RATE_LIMIT_EXCEEDED, "too many test webhooks, replays, changes of endpoints and requests about templates",
+					"Wait for the seconds of retry_after. A workspace may have 60 at once, and 2 per second.",
 					1, "jobs_per_second");
 }

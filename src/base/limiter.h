@@ -25,7 +25,8 @@ extern void limiter_look(int32 workspace_id, int per_second, int burst, int *lef
 
 /*
  * The same for what a workspace has the sender do beside codes: test
- * webhooks, replays, requests about templates. Raises rate_limit_exceeded
+ * webhooks, replays, requests about templates; and for what it changes of its
+ * endpoints. Raises rate_limit_exceeded
  * when there is none; what is taken is not given back by a rollback.
  */
 extern void limiter_take_job(int32 workspace_id);

@@ -47,6 +47,9 @@
 	" kind, channel, credits FROM otp.outbox "
 #define ROW_NCOLUMNS 14
 
+/* Ten years, which is longer than anything here lasts; in seconds it is an int4 */
+#define LONGEST_INTERVAL (INT64CONST(3650) * USECS_PER_DAY)
+
 /* ---- helpers ---- */
 
 /* Make an array */
@@ -90,6 +93,18 @@ TimestampTz
 store_time(Datum value, bool isnull)
 {
 	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
+/* Give an interval in microseconds */
+int64
+store_interval(Datum value)
+{
+	const Interval *interval = DatumGetIntervalP(value);
+
+	/* In floating point, where infinity has its place, too */
+	double		us = ((double) interval->month * DAYS_PER_MONTH + interval->day) * USECS_PER_DAY + interval->time;
+
+	return (int64) Max(Min(us, (double) LONGEST_INTERVAL), 0.0);
 }
 
 /* Make a transaction id of a snapshot 64 bits wide */

@@ -125,4 +125,11 @@ extern char *store_text(Datum value, bool isnull, MemoryContext context);
 /* Likewise: give a timestamp column; NULL is 0. */
 extern TimestampTz store_time(Datum value, bool isnull);
 
+/*
+ * Likewise: give an interval in microseconds, as those who compare intervals
+ * see it: a month has 30 days. None is too long: ten years stand for more, 0
+ * for less than nothing.
+ */
+extern int64 store_interval(Datum value);
+
 #endif							/* OTP_OUTBOX_H */

@@ -15,6 +15,7 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 
+#include "store/outbox.h"
 #include "store/plan.h"
 #include "store/route.h"
 
@@ -76,13 +77,14 @@ route_load(int32 workspace_id, Route *route)
 	Oid			types[] = {INT4OID};
 	Datum		values[1];
 	MemoryContext context = CurrentMemoryContext;
+	Datum		fallback_after;
 	bool		isnull;
 
 	plan_keep(&plan,
 			  "SELECT w.app_name,"
 			  " CASE WHEN w.whatsapp_enabled THEN coalesce((" ACCOUNT_OF("whatsapp") "), 0) ELSE 0 END,"
 			  " CASE WHEN w.sms_enabled THEN coalesce((" ACCOUNT_OF("sms") "), 0) ELSE 0 END,"
-			  " coalesce((extract(epoch FROM w.fallback_after) * 1000000)::int8, 0), w.whatsapp_sender, w.sms_sender,"
+			  " w.fallback_after, w.whatsapp_sender, w.sms_sender,"
 			  " w.credits_metered AND w.fallback_credits > 0, w.refund_failed"
 			  " FROM otp.workspaces w WHERE w.workspace_id = $1",
 			  1, types);
@@ -95,7 +97,8 @@ route_load(int32 workspace_id, Route *route)
 	route->app_name = column_text(1, context);
 	route->whatsapp_account = DatumGetInt32(column_datum(2, &isnull));
 	route->sms_account = DatumGetInt32(column_datum(3, &isnull));
-	route->fallback_us = DatumGetInt64(column_datum(4, &isnull));
+	fallback_after = column_datum(4, &isnull);
+	route->fallback_us = isnull ? 0 : store_interval(fallback_after);
 	route->whatsapp_sender = column_text(5, context);
 	route->sms_sender = column_text(6, context);
 	route->prices_fallback = DatumGetBool(column_datum(7, &isnull));

@@ -10,6 +10,8 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
@@ -28,6 +30,13 @@ const char *const webhook_events[WEBHOOK_EVENTS] = {
 
 static const char *const status_names[] = {"enabled", "paused", "disabled"};
 
+/*
+ * As with the lock on a phone: SQL's advisory locks have other numbers here.
+ * Not the workspace's row: nobody's transaction should hold up a change of
+ * policy.
+ */
+#define ENDPOINTS_LOCK_METHOD 0x4550
+
 /* By the index, whatever the statistics: see message.c */
 #define ROW_OF_KEY \
 	" CROSS JOIN LATERAL (SELECT i.ctid AS place FROM otp.webhook_outbox i" \
@@ -42,6 +51,16 @@ webhook_purpose(int32 endpoint_id)
 	return psprintf("webhook_endpoints:%d", endpoint_id);
 }
 
+/* Lock the making of a workspace's endpoints */
+static void
+lock_endpoints(int32 workspace_id)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, (uint32) workspace_id, 0, ENDPOINTS_LOCK_METHOD);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
 /* Count the endpoints of a workspace */
 int
 webhook_count_endpoints(int32 workspace_id)
@@ -51,6 +70,7 @@ webhook_count_endpoints(int32 workspace_id)
 	Datum		values[1];
 	bool		isnull;
 
+	lock_endpoints(workspace_id);
 	plan_keep(&plan, "SELECT count(*)::int4 FROM otp.webhook_endpoints e WHERE e.workspace_id = $1",
 			  lengthof(types), types);
 	values[0] = Int32GetDatum(workspace_id);

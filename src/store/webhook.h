@@ -35,7 +35,10 @@ typedef enum WebhookStatus
 
 /* ---- for the verbs ---- */
 
-/* How many endpoints a workspace has */
+/*
+ * How many endpoints a workspace has; nobody makes another one before the end
+ * of this transaction
+ */
 extern int	webhook_count_endpoints(int32 workspace_id);
 
 /* Insert an endpoint; gives its id. events: a text[], or (Datum) 0 for all. */

@@ -30,6 +30,7 @@
 #include "base/guard.h"
 #include "base/guc.h"
 #include "base/owner.h"
+#include "store/outbox.h"
 #include "store/plan.h"
 #include "store/workspace.h"
 
@@ -157,6 +158,16 @@ column_int(int column)
 	return SPI_gettypeid(SPI_tuptable->tupdesc, column) == INT8OID ? DatumGetInt64(value) : DatumGetInt32(value);
 }
 
+/* Give an interval column in microseconds; NULL is 0 */
+static int64
+column_interval(int column)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+
+	return isnull ? 0 : store_interval(value);
+}
+
 /* Give a boolean column */
 static bool
 column_bool(int column)
@@ -233,11 +244,11 @@ load_workspace(int32 workspace_id, const char *name)
 			  "SELECT w.workspace_id, w.name, w.default_template, w.default_channel, w.default_language,"
 			  " w.default_length, w.default_expires_in, w.default_fallback_sms, w.whatsapp_enabled, w.sms_enabled,"
 			  " " ACCOUNT_OF("whatsapp") ", " ACCOUNT_OF("sms") ", w.sends_per_second, w.sends_per_phone_hour, w.sends_per_phone_day,"
-			  " (extract(epoch FROM w.resend_cooldown) * 1000000)::int8, w.max_attempts, w.failures_per_phone_day,"
+			  " w.resend_cooldown, w.max_attempts, w.failures_per_phone_day,"
 			  " w.min_code_length, w.max_expires_in, w.require_context,"
-			  " w.suspended_at IS NOT NULL, w.sends_burst, (extract(epoch FROM w.failure_delay) * 1000000)::int8,"
+			  " w.suspended_at IS NOT NULL, w.sends_burst, w.failure_delay,"
 			  " w.failure_delay_after, w.max_failures_in_row, w.credits_metered, w.fallback_credits, w.guard_mode,"
-			  " w.policy_function, (extract(epoch FROM w.policy_timeout) * 1000)::int4,"
+			  " w.policy_function, w.policy_timeout,"
 			  " w.allowed_prefixes, w.whatsapp_allowed_prefixes, w.sms_allowed_prefixes,"
 			  " w.denied_prefixes, w.whatsapp_denied_prefixes, w.sms_denied_prefixes, w.guard_exempt_prefixes,"
 			  " EXISTS (SELECT 1 FROM otp.test_numbers t WHERE t.workspace_id = w.workspace_id),"
@@ -269,7 +280,7 @@ load_workspace(int32 workspace_id, const char *name)
 	w->sends_per_second = column_int(13);
 	w->sends_per_phone_hour = column_int(14);
 	w->sends_per_phone_day = column_int(15);
-	w->resend_cooldown = column_int(16);
+	w->resend_cooldown = column_interval(16);
 	w->max_attempts = column_int(17);
 	w->failures_per_phone_day = column_int(18);
 	w->min_code_length = column_int(19);
@@ -277,7 +288,7 @@ load_workspace(int32 workspace_id, const char *name)
 	w->require_context = column_bool(21);
 	w->suspended = column_bool(22);
 	w->sends_burst = column_int(23);
-	w->failure_delay = column_int(24);
+	w->failure_delay = column_interval(24);
 	w->failure_delay_after = column_int(25);
 	w->max_failures_in_row = column_int(26);
 	w->credits_metered = column_bool(27);
@@ -286,7 +297,7 @@ load_workspace(int32 workspace_id, const char *name)
 	w->guard_mode = strcmp(mode, "block") == 0 ? GUARD_BLOCK : strcmp(mode, "record") == 0 ? GUARD_RECORD : GUARD_OFF;
 	function = column_text(30);
 	w->policy_function = function != NULL ? MemoryContextStrdup(cache_context, function) : NULL;
-	w->policy_timeout_ms = column_int(31);
+	w->policy_timeout_ms = (int) (column_interval(31) / 1000);
 	for (int scope = 0; scope < PREFIX_SCOPES; scope++)
 	{
 		column_prefixes(32 + scope, &w->allowed[scope]);

@@ -42,6 +42,7 @@ typedef enum Treatment
 	MASKED,						/* the same, but of a phone only the ends */
 	ORIGIN,						/* the same, but of a URL only scheme and host */
 	SETTINGS,					/* an object of such values, see settings[] */
+	KEY,						/* a change is a deletion and a creation */
 	IGNORED						/* no configuration */
 } Treatment;
 
@@ -73,8 +74,7 @@ typedef struct Change
 } Change;
 
 /*
- * A table, and the actions that its changes are: created and deleted, and
- * changed, for which NULL is a deletion and a creation. Where action is
+ * A table, and the actions that its changes are: created, changed, deleted. Where action is
  * there, it names those that are NULL; it gives NULL for what is not told.
  */
 typedef struct Table
@@ -131,7 +131,7 @@ origin_of(const char *url)
 /* ---- the tables ---- */
 
 static const Column workspace_columns[] = {
-	{"workspace_id", IGNORED},
+	{"workspace_id", KEY},
 	{"seeded", IGNORED},
 	{"name", SHOWN, TOPIC_NAME},
 	{"suspended_at", SHOWN, TOPIC_STATE},
@@ -182,13 +182,14 @@ static const Column workspace_columns[] = {
 };
 
 static const Column grant_columns[] = {
-	{"workspace_id", IGNORED},
-	{"role", IGNORED},
+	{"workspace_id", KEY},
+	{"role", KEY},
 	{NULL}
 };
 
 static const Column api_key_columns[] = {
-	{"workspace_id", IGNORED},
+	{"workspace_id", KEY},
+	{"key_id", KEY},
 	{"name", SHOWN},
 	{"admin", SHOWN},
 	{"expires_at", SHOWN},
@@ -198,7 +199,7 @@ static const Column api_key_columns[] = {
 };
 
 static const Column account_columns[] = {
-	{"account_id", IGNORED},
+	{"account_id", KEY},
 	{"key_id", IGNORED},
 	{"version", IGNORED},
 	{"receipts_from", IGNORED},
@@ -228,8 +229,8 @@ static const Column settings[] = {
 };
 
 static const Column endpoint_columns[] = {
-	{"workspace_id", IGNORED},
-	{"endpoint_id", IGNORED},
+	{"workspace_id", KEY},
+	{"endpoint_id", KEY},
 	{"key_id", IGNORED},
 	{"previous_secret", IGNORED},
 	{"previous_key_id", IGNORED},
@@ -247,7 +248,7 @@ static const Column endpoint_columns[] = {
 };
 
 static const Column test_number_columns[] = {
-	{"workspace_id", IGNORED},
+	{"workspace_id", KEY},
 	{"key_id", IGNORED},
 	{"set_by", IGNORED},
 	{"set_at", IGNORED},
@@ -257,7 +258,7 @@ static const Column test_number_columns[] = {
 };
 
 static const Column key_limit_columns[] = {
-	{"workspace_id", IGNORED},
+	{"workspace_id", KEY},
 	{"prefix", SHOWN},
 	{"sends_per_hour", SHOWN},
 	{"sends_per_day", SHOWN},
@@ -265,7 +266,7 @@ static const Column key_limit_columns[] = {
 };
 
 static const Column sms_text_columns[] = {
-	{"workspace_id", IGNORED},
+	{"workspace_id", KEY},
 	{"seeded", IGNORED},
 	{"template", SHOWN},
 	{"language", SHOWN},
@@ -279,7 +280,7 @@ static const Column sms_text_columns[] = {
 };
 
 static const Column template_columns[] = {
-	{"workspace_id", IGNORED},
+	{"workspace_id", KEY},
 	{"seeded", IGNORED},
 	{"template_id", IGNORED},
 	{"reason", IGNORED},
@@ -296,7 +297,7 @@ static const Column template_columns[] = {
 };
 
 static const Column ledger_columns[] = {
-	{"workspace_id", IGNORED},
+	{"workspace_id", KEY},
 	{"entry_id", IGNORED},
 	{"at", IGNORED},
 	{"role", IGNORED},
@@ -600,7 +601,8 @@ describe(const Change *change, const Column *columns, Topic topic, StringInfo js
 		bool		before_null = true;
 		bool		after_null = true;
 
-		if (a->attisdropped || rule.treatment == IGNORED || (topic != TOPICS && rule.topic != topic))
+		if (a->attisdropped || rule.treatment == KEY || rule.treatment == IGNORED ||
+			(topic != TOPICS && rule.topic != topic))
 			continue;
 		if (change->before != NULL)
 			before = heap_getattr(change->before, i + 1, change->desc, &before_null);
@@ -679,6 +681,29 @@ write_change(const Change *change, const Table *table, const char *action, Topic
 	write_entry(action, isnull ? 0 : DatumGetInt32(workspace), table->object(change, row), &members);
 }
 
+/* Has a row become another one? Then its new workspace, too, is to be told. */
+static bool
+key_differs(const Change *change, const Column *columns)
+{
+	for (; columns->name != NULL; columns++)
+	{
+		int			column = SPI_fnumber(change->desc, columns->name);
+		Form_pg_attribute a;
+		Datum		before;
+		Datum		after;
+		bool		isnull;
+
+		if (columns->treatment != KEY)
+			continue;
+		a = TupleDescAttr(change->desc, column - 1);
+		before = heap_getattr(change->before, column, change->desc, &isnull);
+		after = heap_getattr(change->after, column, change->desc, &isnull);
+		if (!datum_image_eq(before, after, a->attbyval, a->attlen))
+			return true;
+	}
+	return false;
+}
+
 /* Write the entries of a change */
 static void
 write_changes(Change *change, const Table *table)
@@ -689,20 +714,18 @@ write_changes(Change *change, const Table *table)
 		write_change(change, table, table->created, TOPICS);
 	else if (change->after == NULL)
 		write_change(change, table, table->deleted, TOPICS);
-	else if (table->changed != NULL || table->action != NULL)
+	else if (key_differs(change, table->columns))
 	{
-		for (Topic topic = 0; topic < TOPICS; topic++)
-			write_change(change, table, table->changed, topic);
-	}
-	else if (strcmp(table->object(change, change->before), table->object(change, after)) != 0 ||
-			 strcmp(text_of(change, change->before, table->workspace), text_of(change, after, table->workspace)) != 0)
-	{
-		/* All that there is of it is its key */
 		change->after = NULL;
 		write_change(change, table, table->deleted, TOPICS);
 		change->before = NULL;
 		change->after = after;
 		write_change(change, table, table->created, TOPICS);
+	}
+	else if (table->changed != NULL || table->action != NULL)
+	{
+		for (Topic topic = 0; topic < TOPICS; topic++)
+			write_change(change, table, table->changed, topic);
 	}
 }
 

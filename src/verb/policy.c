@@ -26,6 +26,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "nodes/memnodes.h"
 #include "nodes/pg_list.h"
 #include "nodes/value.h"
 #include "pgstat.h"
@@ -33,6 +34,7 @@
 #include "utils/elog.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -235,6 +237,60 @@ read_answer(Datum value)
 	return POLICY_UNKNOWN;
 }
 
+/* Find the memory context whose children are the portals' */
+static MemoryContext
+portals_context(void)
+{
+	static MemoryContext found = NULL;
+
+	for (MemoryContext context = TopMemoryContext->firstchild; found == NULL && context != NULL;
+		 context = context->nextchild)
+		if (strcmp(context->name, "TopPortalContext") == 0)
+			found = context;
+	if (found == NULL)
+		elog(ERROR, "there is no memory context of portals");
+	return found;
+}
+
+/* Find a cursor that was opened in this subtransaction */
+static Portal
+find_cursor(void)
+{
+	SubTransactionId mine = GetCurrentSubTransactionId();
+
+	/*
+	 * Each portal has a context there that is called as it is. pg_cursors
+	 * lists them, too, but takes longer than most policy functions.
+	 */
+	for (MemoryContext context = portals_context()->firstchild; context != NULL; context = context->nextchild)
+	{
+		Portal		portal = context->ident != NULL ? GetPortalByName(context->ident) : NULL;
+
+		if (portal != NULL && portal->createSubid == mine)
+			return portal;
+	}
+	return NULL;
+}
+
+/*
+ * Close the cursors that the function has left open
+ *
+ * Whoever fetches from one runs its functions, with rights of his own: that
+ * would be the caller, should he use cursors of the same name.
+ */
+static void
+close_cursors(void)
+{
+	Portal		portal;
+
+	while ((portal = find_cursor()) != NULL)
+	{
+		if (portal->portalPinned)
+			UnpinPortal(portal);
+		PortalDrop(portal, false);
+	}
+}
+
 /* Call the function, inside of the subtransaction */
 static PolicyAnswer
 call_function(const SendRequest *r, const char *country)
@@ -279,6 +335,7 @@ call_function(const SendRequest *r, const char *country)
 	value = FunctionCallInvoke(fcinfo);
 	stop_timer();
 	pgstat_end_function_usage(&usage, true);
+	close_cursors();
 
 	/*
 	 * An answer that comes too late is none, even where nobody could cut it

@@ -190,6 +190,7 @@ static void
 take_metadata(FunctionCallInfo fcinfo, Verification *v)
 {
 	Jsonb	   *metadata;
+	char	   *text;
 
 	if (PG_ARGISNULL(ARG_METADATA))
 		return;
@@ -199,6 +200,12 @@ take_metadata(FunctionCallInfo fcinfo, Verification *v)
 							   "Give key-value pairs, such as {\"user_id\": 4711}.");
 	if (VARSIZE(metadata) > MAX_METADATA)
 		error_invalid_argument("argument \"metadata\" is too long", "It may have up to 4096 bytes.");
+
+	/* Webhooks tell it in words, and of 1e131071 they make as many digits */
+	text = JsonbToCString(NULL, &metadata->root, VARSIZE(metadata));
+	if (strlen(text) > MAX_METADATA_TEXT)
+		error_invalid_argument("argument \"metadata\" is too long", "As text it may have up to 24576 bytes.");
+	pfree(text);
 	v->metadata = JsonbPGetDatum(metadata);
 	v->has_metadata = true;
 }

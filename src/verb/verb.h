@@ -20,6 +20,7 @@
 /* Longest strings taken from outside, in bytes */
 #define MAX_CONTEXT 256
 #define MAX_METADATA 4096
+#define MAX_METADATA_TEXT (6 * MAX_METADATA)	/* strings may be all escapes */
 #define MAX_TEMPLATE 512		/* Meta's own limit for a template's name */
 #define MAX_IDEMPOTENCY_KEY 255
 #define MAX_LANGUAGE 16			/* "zh_Hant_TW" and room */

@@ -130,6 +130,7 @@ otp_create_webhook_endpoint(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("the workspace has %d webhook endpoints, which is the most", MAX_ENDPOINTS),
 				 errhint("Delete one that is not used any more with otp.delete_webhook_endpoint.")));
+	limiter_take_job(workspace_id);
 
 	make_secret(secret);
 	values[0] = Int32GetDatum(webhook_create_endpoint(workspace_id, url, PointerGetDatum(events), description, secret));
@@ -179,7 +180,11 @@ otp_pause_webhook_endpoint(PG_FUNCTION_ARGS)
 	int32		endpoint_id = begin_endpoint(fcinfo, &scope, "pause_webhook_endpoint", &workspace_id, &status);
 
 	refuse_disabled(status, endpoint_id);
-	webhook_set_status(workspace_id, endpoint_id, WEBHOOK_PAUSED);
+	if (status != WEBHOOK_PAUSED)
+	{
+		limiter_take_job(workspace_id);
+		webhook_set_status(workspace_id, endpoint_id, WEBHOOK_PAUSED);
+	}
 	wake_at_commit();
 	verb_end(&scope);
 	PG_RETURN_VOID();
@@ -195,7 +200,10 @@ otp_resume_webhook_endpoint(PG_FUNCTION_ARGS)
 	int32		endpoint_id = begin_endpoint(fcinfo, &scope, "resume_webhook_endpoint", &workspace_id, &status);
 
 	if (status != WEBHOOK_ENABLED)
+	{
+		limiter_take_job(workspace_id);
 		webhook_set_status(workspace_id, endpoint_id, WEBHOOK_ENABLED);
+	}
 	wake_at_commit();
 	verb_end(&scope);
 	PG_RETURN_VOID();
@@ -212,6 +220,7 @@ otp_rotate_webhook_secret(PG_FUNCTION_ARGS)
 	uint8		secret[WEBHOOK_SECRET_LENGTH];
 	Datum		result;
 
+	limiter_take_job(workspace_id);
 	make_secret(secret);
 	webhook_rotate_secret(workspace_id, endpoint_id, GetCurrentTimestamp() + PREVIOUS_SECRET_LIFE, secret);
 	result = secret_text(secret);

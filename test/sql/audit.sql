@@ -125,6 +125,28 @@ UPDATE otp.templates SET checked_at = now(), updated_at = now() WHERE workspace_
 DELETE FROM otp.templates WHERE workspace_id = 2;
 SELECT * FROM t.look();
 
+-- A row that moves to another workspace: both are told
+BEGIN;
+INSERT INTO otp.workspaces (workspace_id, name) VALUES (3, 'taker');
+SELECT endpoint_id AS hook FROM otp.create_webhook_endpoint('https://example.com/', workspace => 'renamed') \gset
+SELECT key_id AS key FROM otp.create_api_key('renamed', 'moved') \gset
+INSERT INTO otp.key_limits VALUES (2, 'ip', 10, NULL);
+INSERT INTO otp.templates (workspace_id, name, language) VALUES (2, 'login', 'de');
+SELECT otp.set_test_number('+15550119876', '83918391', workspace => 'renamed');
+SELECT count(*) FROM t.look();
+UPDATE otp.webhook_endpoints SET workspace_id = 3 WHERE endpoint_id = :hook;
+UPDATE otp.webhook_endpoints SET endpoint_id = 1000000 WHERE endpoint_id = :hook;
+UPDATE otp.api_keys SET workspace_id = 3 WHERE key_id = :key;
+UPDATE otp.key_limits SET workspace_id = 3 WHERE workspace_id = 2;
+UPDATE otp.templates SET workspace_id = 3 WHERE workspace_id = 2;
+UPDATE otp.test_numbers SET workspace_id = 3 WHERE workspace_id = 2;
+SELECT role, action, workspace, object FROM t.look();
+SET LOCAL ROLE regress_otp_audit_admin;
+UPDATE otp.workspaces SET workspace_id = 4 WHERE workspace_id = 3;
+RESET ROLE;
+SELECT role, action, workspace_id, object, details ->> 'name' AS name FROM otp.audit ORDER BY entry_id DESC LIMIT 2;
+ROLLBACK;
+
 -- Credits: what people add, not what the sender does
 BEGIN;
 INSERT INTO otp.credit_ledger (workspace_id, amount, kind, reference) VALUES (2, 1000, 'top_up', 'invoice 1'), (2, -10, 'correction', NULL), (2, -1, 'fallback', NULL), (2, 1, 'refund', NULL);

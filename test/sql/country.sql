@@ -104,10 +104,10 @@ ROLLBACK;
 
 -- What the columns take
 SELECT c, p, left(t.error(format('UPDATE otp.workspaces SET %I = %L WHERE false OR name = ''default''', c, p)), 5) AS error
-FROM unnest(ARRAY['denied_prefixes', 'whatsapp_allowed_prefixes', 'whatsapp_denied_prefixes', 'sms_allowed_prefixes', 'sms_denied_prefixes']) c,
-	unnest(ARRAY['{NULL}', '{49}', '{+0}', '{"+49 "}', '{+}', '{+1234567890123456}', '{+49}', '{}', NULL]) p;
+FROM unnest(ARRAY['denied_prefixes', 'whatsapp_allowed_prefixes', 'whatsapp_denied_prefixes', 'sms_allowed_prefixes', 'sms_denied_prefixes', 'guard_exempt_prefixes']) c,
+	unnest(ARRAY['{NULL}', '{""}', '{+49,""}', '{49}', '{+0}', '{"+49 "}', '{+}', '{+1234567890123456}', '{+49}', '{}', NULL]) p;
 
-UPDATE otp.workspaces SET denied_prefixes = NULL, whatsapp_allowed_prefixes = NULL, whatsapp_denied_prefixes = NULL, sms_allowed_prefixes = NULL, sms_denied_prefixes = NULL;
+UPDATE otp.workspaces SET denied_prefixes = NULL, whatsapp_allowed_prefixes = NULL, whatsapp_denied_prefixes = NULL, sms_allowed_prefixes = NULL, sms_denied_prefixes = NULL, guard_exempt_prefixes = NULL;
 DELETE FROM otp.test_numbers;
 DELETE FROM otp.verifications;
 DELETE FROM otp.messages;

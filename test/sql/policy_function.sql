@@ -241,14 +241,12 @@ COMMIT;
 SHOW work_mem;
 RESET ROLE;
 SELECT count(*) FROM otp.verifications WHERE phone = '+15550120030';
--- What does stay is what a transaction has: notifications, cursors, locks to its end; and, the one thing beyond, a session's advisory lock
+-- What does stay is what a transaction has: notifications, locks to its end; and, the one thing beyond, a session's advisory lock
 SELECT t.policy('pol.obeys');
 BEGIN;
-SELECT t.send('+15550120033', '{"do": "DECLARE c_his CURSOR FOR SELECT current_user"}');
 SELECT t.send('+15550120033', '{"do": "SELECT pg_advisory_xact_lock(4711)"}');
 SELECT t.send('+15550120033', '{"do": "SELECT pg_advisory_lock(4712)"}');
 SELECT t.send('+15550120033', '{"do": "NOTIFY his"}');
-SELECT name FROM pg_cursors WHERE name ~ '^c_';
 COMMIT;
 SELECT objid FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory';
 SELECT pg_advisory_unlock(4712);
@@ -256,6 +254,35 @@ SELECT pg_advisory_unlock(4712);
 SET search_path = public, pol;
 SELECT left(t.send('+15550120034', '{"do": "SELECT * FROM seen"}'), 5), left(t.send('+15550120034', '{"do": "SELECT answers(NULL)"}'), 5), left(t.send('+15550120034', '{"do": "SELECT upper(''x'')"}'), 8);
 RESET search_path;
+-- Cursors do not stay: whoever fetches would run what is his with rights of the caller's. The caller's own stay.
+SET ROLE regress_otp_policy;
+CREATE FUNCTION pol.opens(r otp.send_request) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+	his refcursor := 'c_opened';
+	nameless refcursor;
+BEGIN
+	OPEN nameless FOR SELECT current_user;
+	BEGIN
+		OPEN his FOR SELECT current_user;
+	EXCEPTION WHEN OTHERS THEN
+		RETURN 'deny';
+	END;
+	EXECUTE 'DECLARE c_declared SCROLL CURSOR FOR SELECT current_user FROM generate_series(1, 1000)';
+	FETCH his INTO nameless;
+	EXECUTE 'MOVE c_mine';
+	RETURN r.metadata ->> 'answer';
+END $$;
+RESET ROLE;
+SELECT t.policy('pol.opens');
+BEGIN;
+DECLARE c_mine CURSOR FOR SELECT generate_series(1, 5);
+SAVEPOINT a;
+DECLARE c_late CURSOR FOR SELECT 1;
+SELECT answer, left(t.send('+15550120035', jsonb_build_object('answer', answer)), 8) FROM unnest(ARRAY['allow', 'shadow', 'deny']) answer;
+SELECT name FROM pg_cursors WHERE name !~ '^$' ORDER BY 1;
+FETCH c_mine;
+FETCH c_late;
+COMMIT;
 
 --
 -- Subtransactions: writes and errors of all kinds, in a loop, in blocks

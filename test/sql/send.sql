@@ -55,7 +55,9 @@ FROM unnest(ARRAY[-2147483648, -1, 0, 59, 60, 900, 901, 2147483647]) n;
 SELECT t.error('SELECT otp_send(''+15550102001'', metadata => $1::jsonb)', m), left(m, 20) FROM (VALUES
 	('{}'), ('{"a": {"b": [1, null]}}'), ('[]'), ('"text"'), ('1'), ('true'), ('null'),
 	(json_build_object('a', repeat('x', 4000))::text), (json_build_object('a', repeat('x', 4096))::text),
-	(json_build_object('a', repeat('x', 1000000))::text)) v (m);
+	(json_build_object('a', repeat('x', 1000000))::text),
+	-- as text, too: numbers can be short in the row only
+	(json_build_object('b', repeat(E'\x01', 4000))::text), ('{"c": 1e20000}'), ('{"d": 1e131071}'), ('{"e": 1e-16383}')) v (m);
 
 -- context, in bytes
 SELECT octet_length(c) AS bytes, t.error('SELECT otp_send(''+15550102001'', context => $1)', c)

@@ -33,6 +33,13 @@ SELECT otp_id AS id FROM otp_send('+15550103004', 'otp_verification', 6, 60, fal
 SELECT length, expires_at - created_at AS life, fallback_sms, template, language, channel FROM otp.verifications WHERE id = otp.parse_id(:'id');
 ROLLBACK;
 
+-- No interval is too long or too short for a send
+BEGIN;
+SELECT i, left(t.error('UPDATE otp.workspaces SET resend_cooldown = $1::interval, fallback_after = $1::interval', i), 5) AS set,
+	left(t.error('SELECT otp_send($1)', '+1555010301' || n), 8) AS sent, left(t.error('SELECT otp_send($1)', '+1555010301' || n), 5) AS again
+FROM unnest(ARRAY['178000000 years', '2147483647 days', '-178000000 years', '0', '1 year -360 days']) WITH ORDINALITY v (i, n);
+ROLLBACK;
+
 -- Taken back with the transaction
 SELECT otp_id AS id FROM otp_send('+15550103001') \gset
 SELECT template, language, max_attempts FROM otp.verifications WHERE id = otp.parse_id(:'id');
@@ -69,7 +76,7 @@ UPDATE otp.workspaces SET allowed_prefixes = '{}';
 SELECT t.error('SELECT otp_send($1)', '+15550103006');
 SELECT t.error('SELECT otp_send($1)', '+15550103001');
 SELECT p AS prefixes, left(t.error('UPDATE otp.workspaces SET allowed_prefixes = $1::text[]', p), 5) AS error
-FROM unnest(ARRAY['{NULL,+49}', '{49}', '{+0}', '{+49 30}', '{++49}', '{+1234567890123456}', '{+49,+491}', '{}']) p;
+FROM unnest(ARRAY['{NULL,+49}', '{""}', '{+49,""}', '{49}', '{+0}', '{+49 30}', '{++49}', '{+1234567890123456}', '{+49,+491}', '{}']) p;
 ROLLBACK;
 
 -- Modules

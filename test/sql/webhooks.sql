@@ -139,6 +139,8 @@ DO $$ BEGIN FOR i IN 1 .. 1000 LOOP BEGIN PERFORM otp.send_test_webhook(20000000
 SELECT count(otp.send_test_webhook(:theirs)) FROM generate_series(1, 10);
 SELECT t.error(format('SELECT otp.send_test_webhook(%s) FROM generate_series(1, 2000)', :theirs));
 SELECT t.error(format('SELECT otp.replay_webhooks(%s) FROM generate_series(1, 2000)', :theirs));
+-- nor can the audit be filled with changes
+SELECT left(t.error(format('SELECT ' || call || ' FROM generate_series(1, 2000)', :theirs)), 5) AS error FROM unnest(ARRAY['(otp.pause_webhook_endpoint(%1$s), otp.resume_webhook_endpoint(%1$s))', 'otp.rotate_webhook_secret(%s)', 'otp.delete_webhook_endpoint((otp.create_webhook_endpoint(''https://8.8.8.8/%s'')).endpoint_id)']) call;
 ROLLBACK;
 RESET ROLE;
 SELECT otp.send_test_webhook(:mine) IS NOT NULL AS others;

@@ -167,6 +167,13 @@ is(seen, $number{shop}, "a receipt of shop's number is noted");
 send_each;
 is(fallen_back, 'shop', 'its silence means something, that of the others does not');
 
+# Who may set the patience of one workspace stops no other, and none of its own codes either
+$node->run("UPDATE otp.workspaces SET fallback_after = '178000000 years' WHERE name = 'bank'");
+send_each;
+is(fallen_back, 'shop', 'patience without end is no error');
+is($node->value('SELECT last_error FROM otp.health'), '', 'to the sender neither');
+$node->run('UPDATE otp.workspaces SET fallback_after = ' . PATIENCE . " * interval '1 s' WHERE name = 'bank'");
+
 # News of a number that the message was not sent from
 $receipts->meta(sent => $sent{bank}, from => $number{shop});
 $receipts->meta(sent => $sent{default}, from => '999');
