@@ -8,6 +8,8 @@ SET client_min_messages = error;
 CREATE ROLE regress_otp_alpha;
 CREATE ROLE regress_otp_beta;
 CREATE ROLE regress_otp_both IN ROLE regress_otp_alpha, regress_otp_beta;
+-- Ids that nobody had before: the ledger and the audit outlive their workspaces
+SELECT setval('otp.workspaces_workspace_id_seq', 10000) IS NOT NULL AS set;
 SELECT otp.create_workspace('alpha', 'Alpha') > 1 AS made;
 SELECT otp.create_workspace('beta', 'Beta') > 1 AS made;
 SELECT otp.configure_meta(phone_number_id => '1', access_token => 'token', base_url => 'http://127.0.0.1:1', workspace => 'alpha', account => 'shared');
