@@ -3,7 +3,7 @@
 #
 # wrk posts over kept-alive connections to the listener; the baselines are
 # the same verb by pgbench, as many clients as wrk has connections, and a web
-# tier of one's own in front of the same number of backends. All on the same
+# tier of one's own in front of ten backends, as pg has them. All on the same
 # cores: wrk, pgbench and the servers take from each other.
 #
 # A guess is right, at a code of its own, as in the part verify. A send is
@@ -13,6 +13,7 @@
 
 http_connections=32
 http_threads=2
+http_pool=10
 
 part_http() {
 	local count round value name verb
@@ -96,7 +97,7 @@ http_wait() {
 # The web tier of one's own
 http_web_start() {
 	rm -f "$place/web.port"
-	NODE_PATH=$place/node/node_modules node "$here/server.js" "$place" bench app "$http_connections" \
+	NODE_PATH=$place/node/node_modules node "$here/server.js" "$place" bench app "$http_pool" \
 		"$place/web.port" >"$place/log/web" 2>&1 &
 	http_web_pid=$!
 	trap 'kill "$http_web_pid" 2>/dev/null; simulator_stop; server_stop' EXIT
@@ -127,9 +128,9 @@ http_rows() {
 
 # Run wrk; prints requests per second, p50 and p99 in microseconds: verb, URL
 http_run() {
-	local path=verify requests seconds=600 p50 p99 refused broken arguments=()
+	local path=verify requests seconds p50 p99 refused broken arguments=()
 	case $1 in
-		verify) arguments=("$place/ids" "$http_threads") ;;	# it stops when they are used up
+		verify) arguments=("$place/ids" "$http_threads") seconds=$((count / 2000 + 2)) ;;	# until all are used up
 		send*) path=send seconds=$([ -n "$quick" ] && echo 2 || echo 6) ;;
 	esac
 	http_rows "$1"
@@ -139,6 +140,7 @@ http_run() {
 		>"$place/log/wrk" 2>&1 ||
 		fail 'wrk has stopped.' "$(tail -n 20 "$place/log/wrk")"
 	read -r requests seconds p50 p99 refused broken <<<"$(sed -n 's/^result //p' "$place/log/wrk")"
+	[ "$1" != verify ] || [ "$requests" = "$count" ] || fail "Of $count codes, $requests were asked for."
 	[ "$refused" -le "$http_connections" ] && [ "$broken" = 0 ] || fail "Of $requests requests, $refused were refused and $broken broke."
 	awk -v n="$requests" -v s="$seconds" -v a="$p50" -v b="$p99" 'BEGIN { print n / s, a, b }'
 }
