@@ -7,7 +7,7 @@
 build_packages='gcc libc6-dev libcurl4-openssl-dev libjansson-dev libmicrohttpd-dev libssl-dev make perl'
 
 # What only the check needs: TAP tests, the simulator's own test, pgindent
-check_packages='libio-socket-ssl-perl libipc-run-perl openssl pg-bsd-indent python3'
+check_packages='curl libio-socket-ssl-perl libipc-run-perl openssl pg-bsd-indent python3'
 
 # What pgbouncer links to, for the TAP tests
 pgbouncer_packages='libc-ares2 libevent-2.1-7'
