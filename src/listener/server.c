@@ -161,6 +161,7 @@ begin_request(void *arg, const char *target, struct MHD_Connection *mhd)
 		return NULL;
 	}
 	r->connection = c;
+	r->route = route_count() - 1;
 	in->limit = (size_t) otp_http_max_body * 1024;
 	if (strlen(target) > MAX_TARGET)
 		in->refused = 414;
