@@ -21,6 +21,9 @@
 /* Most requests to a provider fit at the first try */
 #define FIRST_SIZE 1024
 
+/* A decimal fraction that was read is written as it was: with all 17 digits, 1.1 would be 1.1000000000000001 */
+#define FORMAT (JSON_COMPACT | JSON_REAL_PRECISION(15))
+
 /*
  * Should a file call json_object() after all, having included jansson.h by
  * itself: this one is in our own library and hidden, so that it gets this
@@ -56,7 +59,7 @@ json_to_text(const json_t *value)
 	 */
 	text = palloc(FIRST_SIZE);
 	if (value != NULL)
-		needed = json_dumpb(value, text, FIRST_SIZE - 1, JSON_COMPACT);
+		needed = json_dumpb(value, text, FIRST_SIZE - 1, FORMAT);
 	if (needed > FIRST_SIZE - 1)
 	{
 		size_t		size = needed;
@@ -64,7 +67,7 @@ json_to_text(const json_t *value)
 		/* What was written so far may hold secrets */
 		explicit_bzero(text, FIRST_SIZE);
 		text = repalloc(text, size + 1);
-		needed = json_dumpb(value, text, size, JSON_COMPACT);
+		needed = json_dumpb(value, text, size, FORMAT);
 		if (needed != size)
 			needed = 0;
 	}

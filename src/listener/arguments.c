@@ -13,6 +13,8 @@
 #include "postgres.h"
 #include "base/compat.h"
 
+#include <ctype.h>
+
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
@@ -27,8 +29,6 @@
 /* Most parts of a query, and most elements of an array */
 #define MAX_PARAMETERS 32
 #define MAX_ELEMENTS 64
-
-static bool complain(Complaint *complaint, int status, const char *code, const char *message, const char *hint);
 
 /* Fill in a complaint; false */
 static bool
@@ -51,6 +51,14 @@ complain_field(Complaint *complaint, const char *field, const char *what)
 	if (strlen(field) >= sizeof(name))
 		name[pg_encoding_mbcliplen(PG_UTF8, field, strlen(field), sizeof(name) - 1)] = '\0';
 	return complain(complaint, 400, "invalid_request", psprintf("field \"%s\" %s", name, what), NULL);
+}
+
+/* Complain that these are the arguments of no such function; false */
+static bool
+complain_signature(Complaint *complaint, const char *field, const char *what)
+{
+	complaint->signature = true;
+	return complain_field(complaint, field, what);
 }
 
 /* ---- text ---- */
@@ -115,19 +123,67 @@ static bool
 read_integer(const char *text, int64 min, int64 max, int64 *value)
 {
 	char	   *end;
+	const char *digits = text + (text[0] == '-');
+	size_t		length = strlen(digits);
 
-	if (text[0] == '\0' || strspn(text + (text[0] == '-'), "0123456789") != strlen(text + (text[0] == '-')) || strlen(text) > 20)
+	if (length == 0 || length > 19 || strspn(digits, "0123456789") != length)
 		return false;
 	errno = 0;
 	*value = strtoll(text, &end, 10);
 	return errno == 0 && end > text && *end == '\0' && *value >= min && *value <= max;
 }
 
-/* Read a moment; raises */
-static Datum
-read_time(const char *text)
+/* Is a text a moment, as RFC 3339 has it? Whether the calendar has it as well is not looked at. */
+static bool
+is_time(const char *text)
 {
-	return DirectFunctionCall3(timestamptz_in, CStringGetDatum(text), ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+	static const char form[] = "0000-00-00T00:00:00";
+	size_t		n;
+
+	for (n = 0; form[n] != '\0'; n++)
+		if (form[n] == '0' ? !isdigit((unsigned char) text[n]) : pg_toupper((unsigned char) text[n]) != form[n])
+			return false;
+	text += n;
+	if (text[0] == '.')
+	{
+		n = strspn(text + 1, "0123456789");
+		if (n == 0 || n > 9)
+			return false;
+		text += n + 1;
+	}
+	if (pg_toupper((unsigned char) text[0]) == 'Z')
+		return text[1] == '\0';
+	return (text[0] == '+' || text[0] == '-') && strlen(text) == 6 && text[3] == ':' &&
+		strspn(text + 1, "0123456789") == 2 && strspn(text + 4, "0123456789") == 2;
+}
+
+/* Take a moment; raises */
+static bool
+take_time(const ApiArgument *a, const char *text, Datum *datum, Complaint *complaint)
+{
+	/*
+	 * What PostgreSQL takes besides, "yesterday" and times of no zone,
+	 * depends on where and when it is read
+	 */
+	if (!is_time(text))
+		return complain_field(complaint, a->name, "must be a time such as 2026-06-02T19:17:32Z");
+	*datum = DirectFunctionCall3(timestamptz_in, CStringGetDatum(text), ObjectIdGetDatum(InvalidOid),
+								 Int32GetDatum(-1));
+	return true;
+}
+
+/*
+ * Make a jsonb of an object that is a member of a request's body
+ *
+ * PostgreSQL reads it once more, because it keeps numbers as they were
+ * written: jansson makes doubles of them.
+ */
+static Datum
+object_datum(const Request *r, const char *name)
+{
+	Datum		body = DirectFunctionCall1(jsonb_in, CStringGetDatum(pg_any_to_server(r->body, r->length, PG_UTF8)));
+
+	return DirectFunctionCall2(jsonb_object_field, body, CStringGetTextDatum(name));
 }
 
 /* Make an array of texts */
@@ -139,10 +195,9 @@ texts_datum(Datum *elements, int n)
 
 /* Take a value of a JSON object */
 static bool
-take_json(const ApiArgument *a, json_t *value, Datum *datum, Complaint *complaint)
+take_json(const Request *r, const ApiArgument *a, json_t *value, Datum *datum, Complaint *complaint)
 {
 	int64		integer;
-	char	   *dumped;
 	Datum		elements[MAX_ELEMENTS];
 
 	switch (a->type)
@@ -172,8 +227,7 @@ take_json(const ApiArgument *a, json_t *value, Datum *datum, Complaint *complain
 		case API_OBJECT:
 			if (!json_is_object(value))
 				return complain_field(complaint, a->name, "must be an object");
-			dumped = json_to_text(value);
-			*datum = DirectFunctionCall1(jsonb_in, CStringGetDatum(pg_any_to_server(dumped, strlen(dumped), PG_UTF8)));
+			*datum = object_datum(r, a->name);
 			return true;
 		case API_TEXTS:
 			if (!json_is_array(value) || json_array_size(value) > MAX_ELEMENTS)
@@ -189,10 +243,9 @@ take_json(const ApiArgument *a, json_t *value, Datum *datum, Complaint *complain
 			*datum = texts_datum(elements, json_array_size(value));
 			return true;
 		case API_TIME:
-			if (!json_is_string(value) || json_string_length(value) > 64)
-				return complain_field(complaint, a->name, "must be a time such as 2026-06-02T19:17:32Z");
-			*datum = read_time(json_string_value(value));
-			return true;
+			if (!json_is_string(value))
+				return complain_field(complaint, a->name, "must be a string");
+			return take_time(a, json_string_value(value), datum, complaint);
 	}
 	return false;
 }
@@ -252,10 +305,7 @@ take_text(const ApiArgument *a, char *value, Datum *datum, Complaint *complaint)
 			*datum = texts_datum(elements, n);
 			return true;
 		case API_TIME:
-			if (strlen(value) > 64)
-				return complain_field(complaint, a->name, "must be a time such as 2026-06-02T19:17:32Z");
-			*datum = read_time(value);
-			return true;
+			return take_time(a, value, datum, complaint);
 	}
 	return false;
 }
@@ -315,9 +365,9 @@ arguments_query(const char *query, const char *name)
 	return found;
 }
 
-/* Take the arguments of a query */
+/* Take the arguments of a query; those of a body come elsewhere */
 static bool
-take_query(const char *query, ApiCall *call, Complaint *complaint)
+take_query(const char *query, bool selects, bool has_body, ApiCall *call, Complaint *complaint)
 {
 	const ApiFunction *f = call->function;
 	int			n = 0;
@@ -329,15 +379,20 @@ take_query(const char *query, ApiCall *call, Complaint *complaint)
 	{
 		int			i;
 
-		if (!valid ||
-			n++ == MAX_PARAMETERS)
+		if (!valid || n++ == MAX_PARAMETERS)
 			return complain(complaint, 400, "invalid_request", "the query is not valid",
 							"Percent-encode its values, in UTF-8.");
+		if (selects && strcmp(name, "select") == 0)
+			continue;
+		if (has_body)
+			return complain(complaint, 400, "invalid_request", "this request takes no query",
+							"Put its fields into the body.");
 		i = find_argument(f, name);
 		if (i < 0)
-			return complain_field(complaint, name, "is not known");
+			return complain_signature(complaint, name, "is not known");
 		if (!call->nulls[i])
 			return complain_field(complaint, name, "comes twice");
+		complaint->field = f->args[i].name;
 		if (!take_text(&f->args[i], value, &call->values[i], complaint))
 			return false;
 		call->nulls[i] = false;
@@ -369,12 +424,33 @@ is_other_charset(const char *type)
 		return false;
 	charset += strlen("charset=");
 	charset += *charset == '"';
-	return pg_strncasecmp(charset, "utf-8", 5) != 0;
+	return pg_strncasecmp(charset, "utf-8", 5) != 0 || strchr("\"; \t", charset[5]) == NULL;
+}
+
+/* Is a body packed in a way that we do not unpack? */
+static bool
+is_encoded(const Request *r)
+{
+	const char *encoding = request_header(r, "content-encoding");
+
+	return encoding != NULL && pg_strcasecmp(encoding, "identity") != 0;
+}
+
+/* Say why a body is no JSON */
+static bool
+complain_json(Complaint *complaint, const json_error_t *error)
+{
+	if (json_error_code(error) == json_error_duplicate_key)
+		return complain(complaint, 400, "invalid_json", "a field comes twice", NULL);
+	if (json_error_code(error) == json_error_numeric_overflow)
+		return complain(complaint, 400, "invalid_json", "a number is too large", NULL);
+	return complain(complaint, 400, "invalid_json",
+					psprintf("the body is not valid JSON: see line %d, column %d", error->line, error->column), NULL);
 }
 
 /* Take the members of an object */
 static bool
-take_members(json_t *object, ApiCall *call, Complaint *complaint)
+take_members(const Request *r, json_t *object, ApiCall *call, Complaint *complaint)
 {
 	const ApiFunction *f = call->function;
 	const char *name;
@@ -385,12 +461,13 @@ take_members(json_t *object, ApiCall *call, Complaint *complaint)
 		int			i = find_argument(f, name);
 
 		if (i < 0)
-			return complain_field(complaint, name, "is not known");
+			return complain_signature(complaint, name, "is not known");
 		if (!call->nulls[i])
 			return complain_field(complaint, name, "is in the path already");
 		if (json_is_null(value))
 			continue;
-		if (!take_json(&f->args[i], value, &call->values[i], complaint))
+		complaint->field = f->args[i].name;
+		if (!take_json(r, &f->args[i], value, &call->values[i], complaint))
 			return false;
 		call->nulls[i] = false;
 	}
@@ -410,11 +487,12 @@ take_body(const Request *r, ApiCall *call, Complaint *complaint)
 	if (!arguments_content_type(r, "application/json") || is_other_charset(request_header(r, "content-type")))
 		return complain(complaint, 415, "unsupported_media_type", "the body is not application/json in UTF-8",
 						"Set the header Content-Type.");
+	if (is_encoded(r))
+		return complain(complaint, 415, "unsupported_media_type", "the body is compressed",
+						"Leave the header Content-Encoding out.");
 	object = json_loadb(r->body, r->length, JSON_REJECT_DUPLICATES, &error);
-	if (object == NULL && json_error_code(&error) == json_error_duplicate_key)
-		return complain(complaint, 400, "invalid_json", "a field comes twice", NULL);
 	if (object == NULL)
-		return complain(complaint, 400, "invalid_json", psprintf("the body is not valid JSON: see line %d, column %d", error.line, error.column), NULL);
+		return complain_json(complaint, &error);
 	if (!json_is_object(object))
 	{
 		json_decref(object);
@@ -422,7 +500,7 @@ take_body(const Request *r, ApiCall *call, Complaint *complaint)
 	}
 	PG_TRY();
 	{
-		taken = take_members(object, call, complaint);
+		taken = take_members(r, object, call, complaint);
 	}
 	PG_FINALLY();
 	{
@@ -434,8 +512,8 @@ take_body(const Request *r, ApiCall *call, Complaint *complaint)
 
 /* Take all arguments */
 bool
-arguments_take(const Request *r, bool from_query, const PathArgument *path, int npath, ApiCall *call,
-			   Complaint *complaint)
+arguments_take(const Request *r, bool from_query, bool selects, const PathArgument *path, int npath,
+			   ApiCall *call, Complaint *complaint)
 {
 	const ApiFunction *f = call->function;
 
@@ -447,25 +525,18 @@ arguments_take(const Request *r, bool from_query, const PathArgument *path, int 
 
 		if (argument < 0)
 			elog(ERROR, "function %s has no argument %s", f->name, path[i].name);
+		complaint->field = f->args[argument].name;
 		if (!take_text(&f->args[argument], path[i].value, &call->values[argument], complaint))
 			return false;
 		call->nulls[argument] = false;
 	}
-	if (from_query)
-	{
-		if (!take_query(r->query, call, complaint))
-			return false;
-	}
-	else
-	{
-		if (r->query != NULL && r->query[0] != '\0')
-			return complain(complaint, 400, "invalid_request", "this request takes no query",
-							"Put its fields into the body.");
-		if (!take_body(r, call, complaint))
-			return false;
-	}
+	if (!take_query(r->query, selects, !from_query, call, complaint))
+		return false;
+	if (!from_query && !take_body(r, call, complaint))
+		return false;
+	complaint->field = NULL;
 	for (int i = 0; i < f->nargs; i++)
 		if (f->args[i].required && call->nulls[i])
-			return complain_field(complaint, f->args[i].name, "is missing");
+			return complain_signature(complaint, f->args[i].name, "is missing");
 	return true;
 }

@@ -15,6 +15,7 @@
 
 #include "access/xact.h"
 #include "fmgr.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -27,12 +28,15 @@
 /* Longest address that is signed */
 #define MAX_URL 8192
 
+/* A provider that is to repeat it waits so many seconds */
+#define RETRY_SOON 1
+
 /* A call of a function that takes receipts */
 typedef struct Taking
 {
 	PGFunction	function;
 	int			nargs;
-	const char *args[4];		/* NULL: NULL */
+	const char *args[4];		/* UTF-8 or bytes; NULL: NULL */
 	int			body;			/* the argument that is the body; -1: none */
 	const Request *request;
 	char	   *result;			/* a text, if it gives one */
@@ -49,6 +53,9 @@ take(void *arg)
 	LOCAL_FCINFO(fcinfo, 4);
 
 	MemoryContextSwitchTo(t->context);
+
+	/* The account's name; all else is only compared, byte by byte */
+	t->args[0] = pg_any_to_server(t->args[0], strlen(t->args[0]), PG_UTF8);
 	InitFunctionCallInfoData(*fcinfo, NULL, t->nargs, InvalidOid, NULL, NULL);
 	for (int i = 0; i < t->nargs; i++)
 	{
@@ -85,11 +92,28 @@ taken(Request *r, Taking *t)
 	if (error == NULL)
 		return true;
 
-	/* Without a secret to check by, it is as if there were no account */
-	if (error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE)
-		route_refuse(r, 403, "invalid_signature", "the signature of the receipt is not valid", NULL, -1);
+	/*
+	 * Without a secret to check by, it is as if there were no account; and
+	 * there is none whose name the database cannot have
+	 */
+	if (status == 403 || error->sqlerrcode == ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE ||
+		(status == 0 && ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_DATA_EXCEPTION))
+	{
+		if (t->body < 0)
+			route_refuse(r, 403, "invalid_verify_token", "the handshake is not valid", NULL, -1);
+		else
+			route_refuse(r, 403, "invalid_signature", "the signature of the receipt is not valid", NULL, -1);
+	}
 	else if (status == 0 || status >= 500)
-		route_refuse(r, 503, "unavailable", "the receipt could not be taken", NULL, 1);
+	{
+		/* The provider repeats it; here somebody has to mend it */
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("a receipt could not be taken: error %s", unpack_sql_state(error->sqlerrcode)),
+				 errhidestmt(true),
+				 errhidecontext(true)));
+		route_refuse(r, 503, "unavailable", "the receipt could not be taken", NULL, RETRY_SOON);
+	}
 	else
 		route_refuse(r, status, caught_code(error), error->message, NULL, -1);
 	return false;
@@ -108,8 +132,8 @@ callback_meta(Request *r, const char *account)
 		t.function = otp_receive_meta;
 		t.nargs = 3;
 		t.body = 1;
-		t.args[2] = request_header_count(r, "x-hub-signature-256") == 1 ? request_header(r,
-																						 "x-hub-signature-256") : NULL;
+		if (request_header_count(r, "x-hub-signature-256") == 1)
+			t.args[2] = request_header(r, "x-hub-signature-256");
 		if (taken(r, &t))
 			request_answer(r, 200, "text/plain", "", 0);
 		return;
@@ -148,7 +172,8 @@ callback_twilio(Request *r, const char *account)
 	t.body = 2;
 	t.args[0] = account;
 	t.args[1] = psprintf("%.*s%s", (int) length, otp_http_public_url, r->target);
-	t.args[3] = request_header_count(r, "x-twilio-signature") == 1 ? request_header(r, "x-twilio-signature") : NULL;
+	if (request_header_count(r, "x-twilio-signature") == 1)
+		t.args[3] = request_header(r, "x-twilio-signature");
 	if (taken(r, &t))
 		request_answer(r, 204, NULL, NULL, 0);
 }

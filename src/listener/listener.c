@@ -19,6 +19,8 @@
 #include "postgres.h"
 #include "base/compat.h"
 
+#include <time.h>
+
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "commands/dbcommands.h"
@@ -123,6 +125,22 @@ is_outdated(TimestampTz now)
 
 /* ---- requests ---- */
 
+/* Answer that something went wrong; raises nothing */
+static void
+answer_failure(Request *r)
+{
+	static char enveloped[] = "{\"error\":{\"code\":\"internal_error\",\"message\":\"something went wrong\"}}";
+	static char bare[] = "{\"code\":\"internal_error\",\"message\":\"something went wrong\",\"details\":null,\"hint\":null}";
+	ApiAnswer	answer = {0};
+
+	answer.status = 500;
+	answer.body = r->envelope ? enveloped : bare;
+	answer.length = strlen(answer.body);
+	answer.reset_at = (int64) time(NULL);
+	answer.retry_after = -1;
+	request_answer_api(r, &answer);
+}
+
 /*
  * Work on a request
  *
@@ -145,8 +163,6 @@ work_on(Request *r)
 	}
 	PG_CATCH();
 	{
-		static const char body[] = "{\"error\":{\"code\":\"internal_error\",\"message\":\"something went wrong\"}}";
-
 		HOLD_INTERRUPTS();
 		disable_timeout(STATEMENT_TIMEOUT, false);
 		QueryCancelPending = false;
@@ -158,7 +174,7 @@ work_on(Request *r)
 		AbortCurrentTransaction();
 		waits_remove(r);
 		r->again_at = 0;
-		request_answer(r, 500, "application/json", body, sizeof(body) - 1);
+		answer_failure(r);
 		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
@@ -180,7 +196,7 @@ file_request(Request *r)
 		dlist_push_tail(&again, &r->node);
 	else if (!r->waiting)
 	{
-		request_answer(r, 500, NULL, NULL, 0);
+		answer_failure(r);
 		dlist_push_tail(&answered, &r->node);
 	}
 }

@@ -106,7 +106,7 @@ extern void request_answered(Request *r);
  */
 extern void route_request(Request *r);
 
-/* The routes' names, for the figures. */
+/* The routes' names, for the figures. The last one is that of requests without a route. */
 extern const char *route_name(int route);
 extern int	route_count(void);
 

@@ -160,6 +160,7 @@ static int
 find_route(Request *r, PathArgument *arguments, int *n)
 {
 	const char *method = strcmp(r->method, "HEAD") == 0 ? "GET" : r->method;
+	const char *pattern = NULL;
 	char		allowed[64] = "";
 
 	for (int i = 0; i < NO_ROUTE; i++)
@@ -167,7 +168,13 @@ find_route(Request *r, PathArgument *arguments, int *n)
 		if (!matches(routes[i].pattern, r->path, arguments, n))
 			continue;
 
-		/* What "send" is after POST, it is not after GET: an id that is none */
+		/*
+		 * Patterns come before those that they are a case of: "send" is no
+		 * id, whatever the method
+		 */
+		if (pattern != NULL && strcmp(routes[i].pattern, pattern) != 0)
+			continue;
+		pattern = routes[i].pattern;
 		if (strcmp(routes[i].method, method) == 0)
 			return i;
 		if (strstr(allowed, routes[i].method) == NULL)
@@ -180,8 +187,7 @@ find_route(Request *r, PathArgument *arguments, int *n)
 					 "GET /openapi.json lists what there is.", -1);
 	else
 	{
-		request_answer_header(r, "Allow",
-							  allowed);
+		request_answer_header(r, "Allow", allowed);
 		route_refuse(r, 405, is_rpc(r) ? "PGRST101" : "method_not_allowed",
 					 "this address does not know the method", NULL, -1);
 	}
@@ -195,6 +201,7 @@ typedef struct Calling
 {
 	Request    *request;
 	bool		from_query;
+	bool		selects;		/* the query may have a list of columns */
 	const PathArgument *path;
 	int			npath;
 	ApiCall		call;
@@ -236,11 +243,17 @@ take_idempotency_key(const Request *r, ApiCall *call, Complaint *complaint)
 	const ApiFunction *f = call->function;
 	const char *key = request_header(r, "idempotency-key");
 
-	for (int i = 0; i < f->nargs && key != NULL; i++)
+	if (key == NULL)
+		return true;
+	complaint->field = "idempotency_key";
+	for (int i = 0; i < f->nargs; i++)
 	{
 		if (strcmp(f->args[i].name, "idempotency_key") != 0)
 			continue;
-		if (request_header_count(r, "idempotency-key") > 1 || !pg_verify_mbstr(PG_UTF8, key, strlen(key), true) ||
+
+		/* Raises where it is no UTF-8 */
+		key = pg_any_to_server(key, strlen(key), PG_UTF8);
+		if (request_header_count(r, "idempotency-key") > 1 ||
 			(!call->nulls[i] && strcmp(TextDatumGetCString(call->values[i]), key) != 0))
 		{
 			complaint->status = 400;
@@ -249,7 +262,7 @@ take_idempotency_key(const Request *r, ApiCall *call, Complaint *complaint)
 			complaint->hint = "Give one, in the header Idempotency-Key or in the body.";
 			return false;
 		}
-		call->values[i] = CStringGetTextDatum(pg_any_to_server(key, strlen(key), PG_UTF8));
+		call->values[i] = CStringGetTextDatum(key);
 		call->nulls[i] = false;
 	}
 	return true;
@@ -262,8 +275,34 @@ take_arguments(void *arg)
 	Calling    *c = arg;
 
 	MemoryContextSwitchTo(c->context);
-	c->taken = arguments_take(c->request, c->from_query, c->path, c->npath, &c->call, &c->complaint) &&
+	c->taken = arguments_take(c->request, c->from_query, c->selects, c->path, c->npath, &c->call, &c->complaint) &&
 		take_idempotency_key(c->request, &c->call, &c->complaint);
+}
+
+/* Complain about an error that came while arguments were taken; false when it was none of theirs */
+static bool
+complain_error(Complaint *complaint, const ErrorData *error)
+{
+	int			category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+
+	complaint->hint = NULL;
+	if (category == ERRCODE_DATA_EXCEPTION || category == ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+	{
+		/* A time that is none, a character that the database does not have */
+		complaint->status = 400;
+		complaint->code = "invalid_request";
+		complaint->message = complaint->field == NULL ? "a field has a value that is not valid" :
+			psprintf("field \"%s\" has a value that is not valid", complaint->field);
+		return true;
+	}
+	if (category == ERRCODE_INSUFFICIENT_RESOURCES || error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+	{
+		complaint->status = 503;
+		complaint->code = "unavailable";
+		complaint->message = "the server is at one of its limits";
+		return true;
+	}
+	return false;
 }
 
 /* Give an answer in UTF-8, which is what HTTP speaks */
@@ -301,12 +340,9 @@ call_function(Calling *c, ApiAnswer *answer)
 	error = caught_any(take_arguments, c, &status);
 	if (error != NULL)
 	{
-		/* A time that is none, a character that the database does not have */
 		c->taken = false;
-		c->complaint.status = 400;
-		c->complaint.code = "invalid_request";
-		c->complaint.message = "a field has a value that is not valid";
-		c->complaint.hint = NULL;
+		if (!complain_error(&c->complaint, error))
+			ReThrowError(error);
 	}
 	if (c->taken)
 	{
@@ -321,10 +357,10 @@ call_function(Calling *c, ApiAnswer *answer)
 		const Complaint *why = &c->complaint;
 
 		/* To PostgREST, a function with other arguments is another function */
-		if (!c->call.envelope && why->status == 400 && strcmp(why->code, "invalid_request") == 0)
+		if (!c->call.envelope && why->signature)
 			route_refuse(r, 404, "PGRST202", why->message, why->hint, -1);
 		else
-			route_refuse(r, why->status, why->code, why->message, why->hint, -1);
+			route_refuse(r, why->status, why->code, why->message, why->hint, why->status == 503 ? 1 : -1);
 		return false;
 	}
 
@@ -357,8 +393,7 @@ answer_by_function(Request *r, const Route *route, const PathArgument *path, int
 		route_refuse(r, 404, "not_found", "there is nothing at this address", NULL, -1);
 		return;
 	}
-	if (!find_key(r,
-				  &c.call))
+	if (!find_key(r, &c.call))
 	{
 		route_refuse(r, 400, "invalid_request", "it is not clear which API key is meant",
 					 "Give one, in the header Authorization.", -1);
@@ -381,6 +416,7 @@ typedef struct Wish
 	bool		stripped;		/* without nulls */
 	bool		csv;
 	bool		count;
+	char	   *select;			/* columns, with commas; NULL: all */
 } Wish;
 
 /* Read what is accepted; false when it is nothing that there is */
@@ -430,6 +466,57 @@ strip_nulls(json_t *value)
 		else
 			strip_nulls(member);
 	}
+}
+
+/* Read which columns are wanted; false when that is not said by their names */
+static bool
+read_select(const Request *r, Wish *wish)
+{
+	char	   *select = r->query != NULL ? arguments_query(r->query, "select") : NULL;
+
+	if (select == NULL || strcmp(select, "*") == 0)
+		return true;
+	if (select[0] == '\0' || strspn(select, "abcdefghijklmnopqrstuvwxyz0123456789_,") != strlen(select))
+		return false;
+	wish->select = select;
+	return true;
+}
+
+/* Give a row with the columns that are wanted; what it does not have is null */
+static json_t *
+select_columns(json_t *row, const char *select)
+{
+	json_t	   *chosen = json_new_object();
+
+	while (*select != '\0')
+	{
+		size_t		length = strcspn(select, ",");
+		char	   *name = pnstrdup(select, length);
+		json_t	   *value = json_object_get(row, name);
+
+		if (length > 0)
+			(void) json_object_set_new(chosen, name, value != NULL ? json_incref(value) : json_null());
+		select += length + (select[length] == ',');
+	}
+	return chosen;
+}
+
+/* Leave all columns out but those that are wanted; gives the body, which may be another one */
+static json_t *
+select_from(json_t *body, const char *select)
+{
+	json_t	   *rows = json_is_array(body) ? body : json_object_get(body, "data");
+	json_t	   *chosen;
+
+	if (!json_is_array(rows))
+	{
+		chosen = select_columns(body, select);
+		json_decref(body);
+		return chosen;
+	}
+	for (size_t i = 0; i < json_array_size(rows); i++)
+		(void) json_array_set_new(rows, i, select_columns(json_array_get(rows, i), select));
+	return body;
 }
 
 /* Append a field of CSV */
@@ -510,11 +597,24 @@ write_csv(StringInfo out, json_t *rows)
 static void
 answer_as_wished(Request *r, const Wish *wish, ApiAnswer *answer)
 {
-	json_t	   *body = answer->body != NULL ? json_from_text(answer->body, answer->length) : NULL;
-	json_t	   *rows = json_is_array(body) ? body : json_object_get(body, "data");
-	size_t		n = json_is_array(rows) ? json_array_size(rows) : 1;
+	json_t	   *body = json_from_text(answer->body, answer->length);
+	json_t	   *rows;
+	size_t		n;
 	char		range[64];
 
+	/*
+	 * A number that is too large for a double stays as it is, and so does all
+	 * else
+	 */
+	if (body == NULL)
+	{
+		request_answer_api(r, answer);
+		return;
+	}
+	if (wish->select != NULL)
+		body = select_from(body, wish->select);
+	rows = json_is_array(body) ? body : json_object_get(body, "data");
+	n = json_is_array(rows) ? json_array_size(rows) : 1;
 	if (n > 0)
 		snprintf(range, sizeof(range), "0-%zu/%s", n - 1, wish->count ? psprintf("%zu", n) : "*");
 	else
@@ -551,10 +651,9 @@ answer_as_wished(Request *r, const Wish *wish, ApiAnswer *answer)
 			strip_nulls(body);
 		if (wish->object && json_is_array(body))
 			answer->body = json_to_text(json_array_get(body, 0));
-		else if (wish->stripped)
+		else if (wish->stripped || wish->select != NULL)
 			answer->body = json_to_text(body);
-		if (answer->body != NULL)
-			answer->length = strlen(answer->body);
+		answer->length = strlen(answer->body);
 		request_answer_api(r, answer);
 	}
 	json_decref(body);
@@ -581,6 +680,7 @@ answer_rpc(Request *r, const Route *route, const PathArgument *path)
 	memset(&c, 0, sizeof(c));
 	c.request = r;
 	c.from_query = strcmp(route->method, "GET") == 0;
+	c.selects = true;
 	c.call.function = api_function(path->value);
 	if (is_other_schema(r, "accept-profile") || is_other_schema(r, "content-profile"))
 	{
@@ -609,8 +709,13 @@ answer_rpc(Request *r, const Route *route, const PathArgument *path)
 					 "Leave tx=rollback out of the header Prefer.", -1);
 		return;
 	}
-	wish.count = prefer != NULL && strstr(prefer,
-										  "count=") != NULL;
+	if (!read_select(r, &wish))
+	{
+		route_refuse(r, 400, "PGRST100", "\"select\" is not a list of columns",
+					 "Give their names with commas in between.", -1);
+		return;
+	}
+	wish.count = prefer != NULL && strstr(prefer, "count=") != NULL;
 	if (!find_key(r, &c.call))
 	{
 		route_refuse(r, 400, "invalid_request", "it is not clear which API key is meant",

@@ -28,15 +28,18 @@ typedef struct Complaint
 	const char *code;
 	const char *message;
 	const char *hint;
+	bool		signature;		/* a field that is not known, or missing */
+	const char *field;			/* that is being looked at; NULL: none */
 } Complaint;
 
 /*
  * Take the arguments of a call out of a request: those of the path, and those
  * of the query or of the body, which is JSON. False with a complaint, which
- * never quotes a value. Needs a transaction, at whose level it may raise.
- * (arguments.c)
+ * never quotes a value. Needs a transaction, at whose level it may raise, with
+ * the field in complaint->field. selects allows a parameter "select", which is
+ * not looked at. (arguments.c)
  */
-extern bool arguments_take(const Request *r, bool from_query, const PathArgument *path, int npath,
+extern bool arguments_take(const Request *r, bool from_query, bool selects, const PathArgument *path, int npath,
 						   ApiCall *call, Complaint *complaint);
 
 /*

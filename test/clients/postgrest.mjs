@@ -31,6 +31,18 @@ await test('get: true', async () => {
 	assert.equal(typeof error.message, 'string');
 });
 
+await test('select', async () => {
+	assert.deepEqual(good(await client.rpc('otp_status', { otp_id: id }).select('otp_id, status')), { otp_id: id, status: 'verified' });
+	assert.equal(good(await client.rpc('otp_status', { otp_id: id }, { get: true }).select()).otp_id, id);
+	assert.deepEqual(good(await client.rpc('otp_status', { otp_id: id }, { get: true }).select('status').single()), { status: 'verified' });
+	const { data } = good(await client.rpc('otp_list', { phone: phones.delivered, limit: 1 }).select('otp_id'));
+	assert.deepEqual([data.length, Object.keys(data[0])], [1, ['otp_id']]);
+	assert.deepEqual(good(await client.rpc('otp_status', { otp_id: id }).select('no_such_column')), { no_such_column: null });
+	const { error, status } = await client.rpc('otp_status', { otp_id: id }).select('status, otp(id)');
+	assert.deepEqual([status, error.code], [400, 'PGRST100']);
+	assert.equal((await client.rpc('otp_status', { otp_id: id }).eq('status', 'verified')).status, 400);
+});
+
 await test('single and maybeSingle', async () => {
 	assert.equal(good(await client.rpc('otp_status', { otp_id: id }).single()).otp_id, id);
 	assert.equal(good(await client.rpc('otp_status', { otp_id: id }, { get: true }).maybeSingle()).otp_id, id);
@@ -61,7 +73,9 @@ await test('throwOnError and errors with their codes', async () => {
 	const missing = await client.rpc('no_such_function', {});
 	assert.deepEqual([missing.status, missing.error.code], [404, 'PGRST202']);
 	const unknown = await client.rpc('otp_status', { otp_id: id, nonsense: 1 });
-	assert(unknown.status === 404 || unknown.status === 400);
+	assert.deepEqual([unknown.status, unknown.error.code], [404, 'PGRST202']);
+	const typed = await client.rpc('otp_status', { otp_id: 1 });
+	assert.deepEqual([typed.status, typed.error.code], [400, 'invalid_request']);
 });
 
 await test('a schema that is not there', async () => {
