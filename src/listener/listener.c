@@ -285,7 +285,9 @@ turn(void)
 		pgstat_report_stat(false);
 		next_look = now + LOOK_US;
 	}
-	if (more)
+
+	/* The library may have had a whole request while it let answers go */
+	if (more || server_has_next())
 		return now;
 	return Min(next, next_again());
 }

@@ -67,6 +67,9 @@
 
 #define CALLBACK_PATH "/callbacks/"
 
+/* What a header's name is made of: RFC 9110, 5.6.2 */
+#define TOKEN "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
 /* Connections that wait to be taken */
 #define BACKLOG 4096
 
@@ -185,6 +188,29 @@ begin_request(void *arg, const char *target, struct MHD_Connection *mhd)
 	return r;
 }
 
+/*
+ * Could a header be another one to a proxy in front?
+ *
+ * The library takes names with blanks, and values with what is no text. A
+ * line that goes on in the next one becomes a part of the name before it; of
+ * names that say how long a body is we would miss what they say.
+ */
+static bool
+is_unclear(const char *name, const char *value)
+{
+	static const char *const lengths[] = {"content-length", "transfer-encoding"};
+
+	if (name[0] == '\0' || name[strspn(name, TOKEN)] != '\0')
+		return true;
+	for (int i = 0; i < lengthof(lengths); i++)
+		if (pg_strncasecmp(name, lengths[i], strlen(lengths[i])) == 0 && name[strlen(lengths[i])] != '\0')
+			return true;
+	for (const char *p = value; p != NULL && *p != '\0'; p++)
+		if (((unsigned char) *p < ' ' && *p != '\t') || *p == 0x7f)
+			return true;
+	return false;
+}
+
 /* Copy a header */
 static MHD_Result
 copy_header(void *arg, enum MHD_ValueKind kind, const char *name, const char *value)
@@ -193,6 +219,11 @@ copy_header(void *arg, enum MHD_ValueKind kind, const char *name, const char *va
 	Request    *r = &in->r;
 	HttpHeader *h;
 
+	if (is_unclear(name, value))
+	{
+		in->refused = 400;
+		return MHD_NO;
+	}
 	if (r->nheaders == REQUEST_MAX_HEADERS)
 	{
 		in->refused = 431;
@@ -392,6 +423,7 @@ refuse(Incoming *in)
 		const char *message;
 	}			refusals[] =
 	{
+		{400, "invalid_request", "it is not clear where the request ends"},
 		{413, "payload_too_large", "the body is too long"},
 		{414, "uri_too_long", "the address is too long"},
 		{431, "headers_too_large", "there are too many headers"},
@@ -435,6 +467,7 @@ handle(void *arg, struct MHD_Connection *mhd, const char *url, const char *metho
 	if (!in->begun)
 	{
 		const char *declared;
+		const char *encoding;
 
 		/* The headers are there */
 		in->begun = true;
@@ -443,8 +476,19 @@ handle(void *arg, struct MHD_Connection *mhd, const char *url, const char *metho
 			in->refused = 503;
 		(void) MHD_get_connection_values(mhd, MHD_HEADER_KIND, copy_header, in);
 
-		/* Who says that he will send too much need not begin */
+		/*
+		 * What a proxy in front could take for another length would be a
+		 * request in a request
+		 */
 		declared = request_header(r, "content-length");
+		encoding = request_header(r, "transfer-encoding");
+		if (in->refused == 0 &&
+			(request_header_count(r, "content-length") + request_header_count(r, "transfer-encoding") > 1 ||
+			 request_header_count(r, "host") > 1 ||
+			 (encoding != NULL && (pg_strcasecmp(encoding, "chunked") != 0 || strcmp(version, "HTTP/1.1") != 0))))
+			in->refused = 400;
+
+		/* Who says that he will send too much need not begin */
 		if (in->refused == 0 && declared != NULL && strtoull(declared, NULL, 10) > in->limit)
 			in->refused = 413;
 		if (in->refused != 0)
@@ -879,6 +923,13 @@ server_next(void)
 	/* In no list, it may be taken out of one again */
 	r->node.prev = r->node.next = &r->node;
 	return r;
+}
+
+/* Is there one to take? */
+bool
+server_has_next(void)
+{
+	return !dlist_is_empty(&whole);
 }
 
 /* Let an answer go */

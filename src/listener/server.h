@@ -34,6 +34,7 @@ extern long server_timeout(void);
 
 /* Take a request that has come in whole; NULL when there is none. */
 extern Request *server_next(void);
+extern bool server_has_next(void);
 
 /* Let an answer go. */
 extern void server_finish(Request *r);
