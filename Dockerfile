@@ -10,7 +10,7 @@ ARG PG_MAJOR=17
 FROM postgres:${PG_MAJOR}-bookworm AS build
 ARG PG_MAJOR
 RUN apt-get update && apt-get install -y --no-install-recommends \
-	gcc libc6-dev libcurl4-openssl-dev libjansson-dev make postgresql-server-dev-${PG_MAJOR}
+	gcc libc6-dev libcurl4-openssl-dev libjansson-dev libmicrohttpd-dev make postgresql-server-dev-${PG_MAJOR}
 COPY Makefile otp.control /otp/
 COPY sql /otp/sql
 COPY src /otp/src
@@ -18,7 +18,7 @@ RUN rm -f /otp/src/*.o /otp/src/*/*.o && make -C /otp && make -C /otp install DE
 
 FROM postgres:${PG_MAJOR}-bookworm
 RUN apt-get update \
-	&& apt-get install -y --no-install-recommends ca-certificates libcurl4 libjansson4 \
+	&& apt-get install -y --no-install-recommends ca-certificates libcurl4 libjansson4 libmicrohttpd12 \
 	&& rm -rf /var/lib/apt/lists/*
 COPY --from=build /installed /
 RUN printf '%s\n' 'REVOKE CREATE ON SCHEMA public FROM PUBLIC;' 'CREATE EXTENSION otp CASCADE;' \

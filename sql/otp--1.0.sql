@@ -1403,10 +1403,11 @@ CREATE FUNCTION otp.worker_status(
 	OUT launcher_pid int, OUT missing_worker_slots int, OUT delivery bool, OUT ledger_used int, OUT ledger_size int,
 	OUT sender_pid int, OUT sender_started_at timestamptz, OUT last_turn timestamptz, OUT next_due timestamptz,
 	OUT in_flight int, OUT waiting int, OUT accepted int8, OUT retried int8, OUT failed int8, OUT fallbacks int8,
-	OUT last_error_at timestamptz, OUT last_error text, OUT following int, OUT read_to int8, OUT oldest_due timestamptz)
+	OUT last_error_at timestamptz, OUT last_error text, OUT following int, OUT read_to int8, OUT oldest_due timestamptz,
+	OUT http_listeners int, OUT http_port int, OUT http_error text)
 AS 'MODULE_PATHNAME', 'otp_worker_status' LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION otp.worker_status IS
-'What the workers of this database tell about themselves. waiting: messages to be sent. following: messages that were sent, until their verifications end. read_to: the transaction up to which the queue is read. Counts are since the sender''s start.';
+'What the workers of this database tell about themselves. waiting: messages to be sent. following: messages that were sent, until their verifications end. read_to: the transaction up to which the queue is read. http_listeners: processes that listen, on http_port; http_error: why one cannot. Counts are since the sender''s start.';
 
 CREATE FUNCTION otp.breaker_status(
 	OUT account_id int, OUT state text, OUT account_refused bool, OUT retry_at timestamptz, OUT failures int,
@@ -1426,7 +1427,7 @@ SELECT w.launcher_pid, w.sender_pid, w.sender_started_at, w.last_turn, w.next_du
 	w.in_flight, w.waiting, w.following, w.accepted, w.retried, w.failed, w.fallbacks,
 	w.missing_worker_slots, w.ledger_used, w.ledger_size,
 	k.ok AS key_ok, k.detail AS key_detail, k.fingerprint AS key_fingerprint,
-	b.open_breakers, t.test_numbers, w.last_error_at, w.last_error
+	b.open_breakers, t.test_numbers, w.last_error_at, w.last_error, w.http_listeners, w.http_port, w.http_error
 FROM otp.worker_status() w,
 	otp.key_status() k,
 	LATERAL (SELECT pg_catalog.count(*) AS unread, pg_catalog.min(due_at) AS oldest_due
@@ -1760,6 +1761,10 @@ SELECT 'template', CASE WHEN t.status = 'approved' THEN true WHEN t.status = 'un
 		 WHEN t.status = 'missing' THEN 'Meta does not have it: call otp.create_template, or use another one.'
 		 WHEN t.status <> 'approved' THEN 'Look at it in Meta''s WhatsApp Manager, or use another one.' END
 FROM w LEFT JOIN otp.templates t ON t.workspace_id = w.workspace_id AND t.name = w.default_template AND t.language = w.default_language
+UNION ALL
+SELECT 'http', s.http_error IS NULL, coalesce(s.http_error, 'listens on port ' || s.http_port || ', processes: ' || s.http_listeners),
+	CASE WHEN s.http_error IS NOT NULL THEN 'It is tried again. No two databases can have the same otp.http_port, and nobody else.' END
+FROM s WHERE s.http_listeners > 0 OR s.http_error IS NOT NULL
 UNION ALL
 SELECT 'clock', coalesce(s.last_turn <= clock_timestamp() + interval '1 s', true), clock_timestamp()::text,
 	CASE WHEN s.last_turn > clock_timestamp() + interval '1 s' THEN 'The sender has worked at a later time than now: the clock was set back.' END FROM s

@@ -17,6 +17,7 @@
 #include "base/guc.h"
 #include "base/keyring.h"
 #include "base/receipt_count.h"
+#include "base/listeners.h"
 #include "base/roster.h"
 #include "base/shmem.h"
 #include "store/key.h"
@@ -37,6 +38,32 @@ put_time(Datum *values, bool *nulls, int column, TimestampTz time)
 	nulls[column] = time == 0;
 }
 
+/* Set the columns of the listeners: how many there are, on which port, and what is in the way of another */
+static void
+put_listeners(Datum *values, bool *nulls, int column)
+{
+	ListenerState *states = palloc(sizeof(ListenerState) * LISTENERS_MAX);
+	int			n = listeners_snapshot(MyDatabaseId, states, LISTENERS_MAX);
+	int			listening = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (states[i].listening)
+		{
+			listening++;
+			values[column + 1] = Int32GetDatum(states[i].port);
+			nulls[column + 1] = false;
+		}
+		if (states[i].last_error_at != 0)
+		{
+			values[column + 2] = CStringGetTextDatum(states[i].last_error);
+			nulls[column + 2] = false;
+		}
+	}
+	values[column] = Int32GetDatum(listening);
+	nulls[column] = false;
+}
+
 /* Tell about the workers of this database */
 Datum
 otp_worker_status(PG_FUNCTION_ARGS)
@@ -47,8 +74,8 @@ otp_worker_status(PG_FUNCTION_ARGS)
 	int			used;
 	int			size;
 	pid_t		launcher;
-	Datum		values[20];
-	bool		nulls[20];
+	Datum		values[23];
+	bool		nulls[23];
 
 	shmem_require();
 	databases = palloc(sizeof(RosterDatabase) * otp_max_databases);
@@ -94,6 +121,7 @@ otp_worker_status(PG_FUNCTION_ARGS)
 		nulls[17] = nulls[18] = mine->sender_pid == 0;
 		put_time(values, nulls, 19, mine->sender_pid != 0 ? mine->report.oldest_due : 0);
 	}
+	put_listeners(values, nulls, 20);
 	return verb_row(fcinfo, values, nulls);
 }
 

@@ -84,6 +84,10 @@ ok( poll_until { listeners('postgres') == 2 && status_at($port, 'postgres') == 2
 my $end = -s $node->logfile;
 database('second');
 logged(qr/cannot serve HTTP for database "second": port $port is the one of database "postgres"/, $end);
+like($node->value('SELECT http_error FROM otp.health', dbname => 'second'), qr/port $port is the one of/,
+	'and otp.health');
+is($node->value("SELECT ok FROM otp.check_setup() WHERE part = 'http'", dbname => 'second'), 'f', 'and otp.check_setup');
+is($node->value('SELECT http_listeners || \' \' || http_port FROM otp.health'), "2 $port", 'which knows who listens');
 is(status_at($port, 'second'), 401, 'who has the port keeps it: the key is none of its own');
 $node->run("ALTER DATABASE second SET otp.http_port = $other_port");
 ok( poll_until { status_at($other_port, 'second') == 200 }, 'a port of its own');
@@ -96,6 +100,7 @@ $node->run("ALTER DATABASE second SET otp.http_port = $taken");
 logged(qr/cannot serve HTTP for database "second": could not listen on address 127\.0\.0\.1, port $taken/, $end);
 close $foreign;
 ok( poll_until { status_at($taken, 'second') == 200 }, 'is taken once it is free');
+is($node->value('SELECT http_error IS NULL FROM otp.health', dbname => 'second'), 't', 'and that is got over');
 
 # It makes way
 my $idle = OTP::Requests->new(port => $taken, key => $key{second});

@@ -47,7 +47,8 @@ $sim->behave({ match => {}, callbacks => [ { status => 'sent' }, { status => 'de
 #
 my $sent = $http->ask(POST => '/v1/whatsapp/otp/send', { phone => '+15550231001' })->{json};
 like($sent->{message_id}, qr/^wamid\./, 'the provider has taken it');
-ok( poll_until { $http->ask(GET => "/v1/whatsapp/otp/$sent->{otp_id}")->{json}{status} eq 'delivered' }, "Meta's receipt has come");
+ok( poll_until { $http->ask(GET => "/v1/whatsapp/otp/$sent->{otp_id}")->{json}{status} eq 'delivered' },
+	"Meta's receipt has come");
 my $sms = $http->ask(POST => '/v1/whatsapp/otp/send', { phone => '+15550231002', channel => 'sms' })->{json};
 is($sms->{channel}, 'sms', 'by SMS');
 ok( poll_until { $http->ask(GET => "/v1/whatsapp/otp/$sms->{otp_id}")->{json}{status} eq 'delivered' }, "and Twilio's, at the address that it signs");
@@ -71,7 +72,9 @@ my $body = encode_json({
 							messaging_product => 'whatsapp',
 							metadata => { phone_number_id => $sim->phone_number_id },
 							statuses => [ { id => 'wamid.x', status => 'delivered', timestamp => time } ] } } ] } ] });
-my %signed = ('Content-Type' => 'application/json', 'X-Hub-Signature-256' => 'sha256=' . hmac_sha256_hex($body, $sim->app_secret));
+my %signed = (
+	'Content-Type' => 'application/json',
+	'X-Hub-Signature-256' => 'sha256=' . hmac_sha256_hex($body, $sim->app_secret));
 is($http->ask(POST => '/callbacks/meta/meta', $body, %signed)->{status}, 200, 'a body with its signature');
 my @wrong = (
 	$http->ask(POST => '/callbacks/meta/meta', "$body ", %signed),
@@ -86,10 +89,8 @@ my $signature = hmac_sha1_base64(
 	"$url/callbacks/twilio/twilio?x=1AccountSid" . $sim->account_sid . 'MessageSidSM00000000000000000000000000000001MessageStatusdelivered',
 	$sim->auth_token);
 $signature .= '=' while length($signature) % 4;
-is( $http->ask(POST => '/callbacks/twilio/twilio?x=1', $form, 'Content-Type' => 'application/x-www-form-urlencoded', 'X-Twilio-Signature' => $signature)
-	  ->{status},
-	204,
-	'Twilio signs the query, too');
+my %form = ('Content-Type' => 'application/x-www-form-urlencoded', 'X-Twilio-Signature' => $signature);
+is($http->ask(POST => '/callbacks/twilio/twilio?x=1', $form, %form)->{status}, 204, 'Twilio signs the query, too');
 my $long = $http->ask(POST => '/callbacks/meta/meta', 'x' x (2 * 1024 * 1024), 'X-Hub-Signature-256' => 'sha256=x');
 is($long->{status}, 403, 'receipts may be longer than other bodies');
 
@@ -164,7 +165,8 @@ foreach my $route (sort grep { $routed{$_} } keys %routed)
 	my @said = (
 		(map { $_->{name} } grep { $_->{in} ne 'header' } @{ $operation->{parameters} // [] }),
 		keys %{ $schema->{properties} // {} });
-	my @taken = ref $function->{proargnames} ? @{ $function->{proargnames} } : ($function->{proargnames} // '{}') =~ /(\w+)/g;
+	my $names = $function->{proargnames} // [];
+	my @taken = ref $names ? @$names : $names =~ /(\w+)/g;
 
 	is($operation->{operationId}, $routed{$route}, "$route is called by its function");
 	is_deeply([ sort @said ], [ sort @taken ], 'and takes its arguments');

@@ -22,7 +22,9 @@ my $port = PostgreSQL::Test::Cluster::get_free_port();
 my $sim = OTP::Simulator->start;
 my $node = OTP::Cluster->start(
 	'main',
-	conf => [ "otp.http_port = $port", "otp.http_listen_addresses = '127.0.0.1'", "otp.http_timeout = '5s'", "otp.http_send_wait = '30s'" ]);
+	conf => [
+		"otp.http_port = $port", "otp.http_listen_addresses = '127.0.0.1'",
+		"otp.http_timeout = '5s'", "otp.http_send_wait = '30s'" ]);
 $node->install;
 $node->configure($sim);
 $node->lift_limits;
@@ -78,10 +80,11 @@ my $close = "Connection: close\r\n";
 my $ok = qr/^HTTP\/1\.1 200 .*"success":true/s;
 
 # Bodies in pieces
-like(asked($head . $close . "Transfer-Encoding: chunked\r\n\r\n" . sprintf("%x\r\n%s\r\n0\r\n\r\n", length $send, $send)), $ok, 'one chunk');
-like(asked($head . $close . "Transfer-Encoding: chunked\r\n\r\n" . join('', map { "1\r\n$_\r\n" } split //, $send) . "0\r\n\r\n"), $ok,
+my $chunked = $head . $close . "Transfer-Encoding: chunked\r\n\r\n";
+like(asked($chunked . sprintf("%x\r\n%s\r\n0\r\n\r\n", length $send, $send)), $ok, 'one chunk');
+like(asked($chunked . join('', map { "1\r\n$_\r\n" } split //, $send) . "0\r\n\r\n"), $ok,
 	'a chunk for each byte');
-like(asked($head . $close . "Transfer-Encoding: chunked\r\n\r\n" . sprintf("%X;a=b\r\n%s\r\n0\r\nX-Trailer: y\r\n\r\n", length $send, $send)),
+like(asked($chunked . sprintf("%X;a=b\r\n%s\r\n0\r\nX-Trailer: y\r\n\r\n", length $send, $send)),
 	$ok, 'an extension and a trailer');
 my $socket = connected();
 my $text = $head . $close . 'Content-Length: ' . length($send) . "\r\n\r\n$send";
@@ -137,7 +140,8 @@ like(asked("GET /healthz HTTP/1.0\r\n\r\n"), qr/^HTTP\/1\.[01] 200 .*"ok"/s, 'HT
 my $answer = asked("HEAD /healthz HTTP/1.1\r\nHost: x\r\n$close\r\n");
 like($answer, qr/^HTTP\/1\.1 200 .*Content-Length: 15\r\n/s, 'HEAD');
 like($answer, qr/\r\n\r\n$/, 'without a body');
-like(asked("$head$close" . "Expect: 100-continue\r\nContent-Length: " . length($send) . "\r\n\r\n$send"), qr/^HTTP\/1\.1 100 .*HTTP\/1\.1 200 /s,
+like(asked("$head${close}Expect: 100-continue\r\nContent-Length: " . length($send) . "\r\n\r\n$send"),
+	qr/^HTTP\/1\.1 100 .*HTTP\/1\.1 200 /s,
 	'100-continue');
 like(asked("get /healthz HTTP/1.1\r\nHost: x\r\n$close\r\n"), qr/^HTTP\/1\.1 405 /, 'methods have capitals');
 like(asked("BREW /healthz HTTP/1.1\r\nHost: x\r\n$close\r\n"), qr/^HTTP\/1\.1 405 .*Allow: GET, HEAD\r\n/s, 'a method that nobody knows');
