@@ -51,22 +51,29 @@ static const int spans[] = {1, 2, 4, 8, 16, 24};
 /* Rows of the log deleted at a time */
 #define DELETE_ROWS_SQL "1000"
 
-/* Name what a phone is counted under */
-bool
-guard_country(const char *phone, char country[GUARD_COUNTRY_LENGTH + 1])
+/* Name what a phone is counted under, by a reading of otp.countries */
+static bool
+name_country(const Countries *countries, const char *phone, char country[GUARD_COUNTRY_LENGTH + 1])
 {
 	const char *found;
 
 	if (phone[0] != '+')
 		return false;
 
-	/* A copy: to read a history may be to read otp.countries anew */
-	found = country_find(country_kept(), phone, strlen(phone));
+	/* A copy: the next statement may be to read otp.countries anew */
+	found = country_find(countries, phone, strlen(phone));
 	if (found[0] != '\0')
 		strlcpy(country, found, GUARD_COUNTRY_LENGTH + 1);
 	else
 		strlcpy(country, phone, PREFIX_LENGTH + 1);
 	return true;
+}
+
+/* Name what a phone is counted under */
+bool
+guard_country(const char *phone, char country[GUARD_COUNTRY_LENGTH + 1])
+{
+	return name_country(country_kept(), phone, country);
 }
 
 /* Find or make the counts of a country */
@@ -89,7 +96,7 @@ enter(HTAB *hash, const char *country, int64 newest)
 
 /* Count some rows that were read */
 static void
-count_rows(HTAB *hash, int64 newest)
+count_rows(HTAB *hash, const Countries *countries, int64 newest)
 {
 	TupleDesc	desc = SPI_tuptable->tupdesc;
 
@@ -106,7 +113,7 @@ count_rows(HTAB *hash, int64 newest)
 		if (bucket <= newest - GUARD_BUCKETS)
 			continue;
 		text_to_cstring_buffer(phone, number, sizeof(number));
-		if (!guard_country(number, country))
+		if (!name_country(countries, number, country))
 			continue;
 
 		/* Another machine's clock may be a little ahead */
@@ -120,8 +127,8 @@ count_rows(HTAB *hash, int64 newest)
 
 /* Count what one leaf has of a span of time; false when that took too long */
 static bool
-count_leaf(HTAB *hash, int leaf, int32 workspace_id, const pg_uuid_t *from, const pg_uuid_t *before,
-		   int64 newest, TimestampTz until)
+count_leaf(HTAB *hash, const Countries *countries, int leaf, int32 workspace_id, const pg_uuid_t *from,
+		   const pg_uuid_t *before, int64 newest, TimestampTz until)
 {
 	static SPIPlanPtr plans[ULID_SLOTS];
 	Oid			types[] = {INT4OID, UUIDOID, UUIDOID, INT8OID};
@@ -146,7 +153,7 @@ count_leaf(HTAB *hash, int leaf, int32 workspace_id, const pg_uuid_t *from, cons
 		CHECK_FOR_INTERRUPTS();
 		SPI_cursor_fetch(portal, true, FETCH_ROWS);
 		fetched = SPI_processed;
-		count_rows(hash, newest);
+		count_rows(hash, countries, newest);
 		SPI_freetuptable(SPI_tuptable);
 		in_time = GetCurrentTimestamp() < until;
 	} while (fetched == FETCH_ROWS && in_time);
@@ -159,6 +166,7 @@ static void
 count_day(HTAB *hash, int32 workspace_id, TimestampTz now)
 {
 	int64		newest = guard_bucket(now);
+	const Countries *countries;
 	int			leaves[ULID_SLOTS];
 	int			nleaves;
 	pg_uuid_t	from;
@@ -166,9 +174,13 @@ count_day(HTAB *hash, int32 workspace_id, TimestampTz now)
 	int			ms = StatementTimeout > 0 ? Min(READ_MS, StatementTimeout / 2) : READ_MS;
 	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
 
-	/* Before the snapshot: these read tables, too */
+	/*
+	 * Before the snapshot: these read tables, too. The countries once for
+	 * all: should they change, reading them anew between two rows would take
+	 * the place of the rows.
+	 */
 	nleaves = ring_recent(now - USECS_PER_DAY, now, leaves);
-	(void) country_kept();
+	countries = country_kept();
 
 	/* The one that is being filled comes first */
 	for (int i = 1; i < nleaves; i++)
@@ -187,7 +199,7 @@ count_day(HTAB *hash, int32 workspace_id, TimestampTz now)
 		ulid_lowest(&from, now - spans[span] * USECS_PER_HOUR);
 		for (int i = 0; i < nleaves; i++)
 		{
-			if (!count_leaf(hash, leaves[i], workspace_id, &from, &before, newest, until))
+			if (!count_leaf(hash, countries, leaves[i], workspace_id, &from, &before, newest, until))
 			{
 				PopActiveSnapshot();
 				return;
